@@ -256,11 +256,9 @@ def compute_gae(
 
     values[t + 1] belongs to the true next observation even where row t is the last of its episode (detail 3)."""
     delta = rewards + gamma * torch.where(terminated, 0.0, values[1:]) - values[:-1]
-    decay = gamma * gae_lambda * ~done
-    advantages = torch.zeros_like(rewards)
-    trace = torch.zeros_like(rewards[0])
+    advantages, trace = torch.zeros_like(rewards), torch.zeros_like(rewards[0])
     for t in reversed(range(len(rewards))):
-        trace = delta[t] + decay[t] * trace
+        trace = delta[t] + gamma * gae_lambda * torch.where(done[t], 0.0, trace)
         advantages[t] = trace
     return advantages
 
@@ -348,7 +346,8 @@ def update_minibatch(
     """One step of Adam on a minibatch of every seed, rows [S, M, ...]. Returns losses, [S] each."""
     b, valid = minibatch, minibatch["valid"]
     mean = agent.actor(b["obs"])
-    ratio = (normal_log_prob(b["actions"], mean, agent.log_std) - b["old_log_probs"]).exp()
+    log_ratio = normal_log_prob(b["actions"], mean, agent.log_std) - b["old_log_probs"]
+    ratio = torch.where(valid, log_ratio, 0.0).exp()  # masked here too: 0 * inf in the gradient would be NaN
     if args.kl_coef is None:
         policy_loss = policy_loss_clip(ratio, b["advantages"], valid, args.clip_coef)
     else:
@@ -641,9 +640,13 @@ class RunLog:
             self.episodes[k].append(self.running[:, k, env].tolist())
         self.running[:, done] = 0.0
 
+    def clock(self) -> float:
+        """Seconds of training so far."""
+        return self.seconds + time.perf_counter() - self.since
+
     def stop_clock(self) -> None:
         """Training stands still from here to the end of the next report."""
-        self.seconds += time.perf_counter() - self.since
+        self.seconds = self.clock()
 
     def report(self, step: int, losses: dict[str, list[float]], eval_returns: np.ndarray | None) -> None:
         """A row of metrics.csv and a point of every TensorBoard curve for each seed; losses and returns are [S]."""
@@ -715,7 +718,7 @@ def save_run(args: Args, log: RunLog, agent: nn.Module, state: dict[str, Tensor]
             own = {name: tensor[k : k + 1].clone() for name, tensor in agent.state_dict().items()}
             save(folder / "agent.pt", "agent", args=asdict(args) | {"seed": args.seed + k, "num_seeds": 1}, agent=own)
     if finite.any():
-        content = {"args": asdict(args), "global_step": step, "seconds": log.seconds, "rows": log.rows}
+        content = {"args": asdict(args), "global_step": step, "seconds": log.clock(), "rows": log.rows}
         content |= {"episodes": [list(own) for own in log.episodes], "folders": [folder.name for folder in log.folders]}
         save(log.folders[0] / "checkpoint.pt", "checkpoint", state=state, **content)
     return set((~finite).nonzero().flatten().tolist())

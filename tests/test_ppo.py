@@ -1,0 +1,257 @@
+"""PPO's equations, against slow loops and numbers worked out by hand."""
+
+import gymnasium
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+
+WALKER = gymnasium.spaces.Box(-np.inf, np.inf, (5,)), gymnasium.spaces.Box(-1, 1, (2,))
+
+
+def episode_flags(rng, T, shape, p_end):
+    """terminated, done and valid as next-step auto-reset gives them: each end is followed by a reset row."""
+    terminated, done, valid = (np.zeros((T, *shape), bool) for _ in range(3))
+    previous = rng.random(shape) < p_end  # the rollout before may have ended on a done row
+    for t in range(T):
+        valid[t] = ~previous
+        done[t] = valid[t] & (rng.random(shape) < p_end)
+        terminated[t] = done[t] & (rng.random(shape) < 0.5)
+        previous = done[t]
+    return terminated, done, valid
+
+
+def random_rollout(ppo, args, seed=0, p_end=0.2):
+    rng = np.random.default_rng(seed)
+    T, S, N = args.num_steps, args.num_seeds, args.num_envs
+    terminated, done, valid = episode_flags(rng, T, (S, N), p_end)
+    floats = {"obs": (T + 1, S, N, 5), "actions": (T, S, N, 2), "rewards": (T, S, N)}
+    rollout = {name: torch.tensor(rng.normal(size=shape), dtype=torch.float32) for name, shape in floats.items()}
+    rollout["rewards"] *= torch.tensor(valid)
+    return rollout | {"terminated": torch.tensor(terminated), "done": torch.tensor(done), "valid": torch.tensor(valid)}
+
+
+def learner(ppo, args):
+    agent = ppo.Agent(*WALKER, args)
+    with torch.no_grad():  # the first policy hardly depends on the observation, and such a test on the network
+        for parameter in agent.parameters():
+            parameter.add_(0.1 * torch.ones_like(parameter).cumsum(-1).sin())
+    return agent, torch.optim.Adam(agent.parameters(), torch.tensor(1e-3), eps=1e-5, fused=True)
+
+
+def iteration(ppo, agent, optimizer, rollout, args, kl_coef=None, epochs=3):
+    """A whole update on a rollout, minibatches in their order; returns the last losses and gradients."""
+    kl_coef = torch.zeros(args.num_seeds) if kl_coef is None else kl_coef
+    carry = torch.zeros(args.num_seeds, args.num_envs)
+    batch = ppo.compute_batch(agent, rollout, carry, args)
+    for _ in range(epochs):
+        for i in range(0, args.batch_size, args.minibatch_size):
+            minibatch = {name: x[:, i : i + args.minibatch_size] for name, x in batch.items()}
+            losses = ppo.update_minibatch(agent, optimizer, minibatch, kl_coef, args)
+    losses |= ppo.finish_iteration(agent, rollout, batch, kl_coef, args)
+    return losses, [parameter.grad.clone() for parameter in agent.parameters()]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6), T=st.integers(1, 12), p_end=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    gamma=st.floats(0, 1), gae_lambda=st.floats(0, 1),
+)  # fmt: skip
+def test_gae_equals_its_definition(seed, T, p_end, gamma, gae_lambda):
+    from conftest import ROOT, load_script
+
+    ppo = load_script(ROOT / "algos" / "ppo_continuous.py")
+    rng = np.random.default_rng(seed)
+    terminated, done, valid = episode_flags(rng, T, (2, 3), p_end)
+    rewards, values = rng.normal(size=(T, 2, 3)), rng.normal(size=(T + 1, 2, 3))
+    tensors = (torch.tensor(x) for x in (rewards, values, terminated, done))
+    advantages = ppo.compute_gae(*tensors, gamma, gae_lambda).numpy()
+    for t, s, n in np.argwhere(valid):
+        expected, weight = 0.0, 1.0
+        for later in range(t, T):
+            bootstrap = 0.0 if terminated[later, s, n] else gamma * values[later + 1, s, n]
+            expected += weight * (rewards[later, s, n] + bootstrap - values[later, s, n])
+            weight *= gamma * gae_lambda
+            if done[later, s, n]:
+                break
+        assert advantages[t, s, n] == pytest.approx(expected, abs=1e-9)
+
+
+def test_truncation_bootstraps_and_termination_does_not(ppo):
+    values = torch.tensor([[[1.0, 1.0, 1.0]], [[10.0, 10.0, 10.0]]])
+    rewards = torch.full((1, 1, 3), 2.0)
+    terminated = torch.tensor([[[True, False, False]]])
+    done = torch.tensor([[[True, True, False]]])  # terminated, truncated, cut by the end of the rollout
+    advantages = ppo.compute_gae(rewards, values, terminated, done, 0.5, 0.9)
+    assert advantages.flatten().tolist() == [2 - 1, 2 + 0.5 * 10 - 1, 2 + 0.5 * 10 - 1]
+
+
+def test_a_reset_row_changes_nothing(ppo):
+    args = ppo.Args(num_seeds=2, num_envs=4, num_steps=8, num_minibatches=4)
+    results = []
+    for filler in (0.0, 1e3, -7.0):
+        rollout = random_rollout(ppo, args)
+        reset_rows = ~rollout["valid"]
+        assert reset_rows.any()
+        rollout["actions"][reset_rows] = filler
+        rollout["rewards"][reset_rows] = filler
+        agent, optimizer = learner(ppo, args)
+        losses, gradients = iteration(ppo, agent, optimizer, rollout, args)
+        results.append([*losses.values(), *gradients, *agent.state_dict().values()])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_advantages_are_normalised_over_valid_rows(ppo):
+    args = ppo.Args(num_seeds=2, num_envs=4, num_steps=8, num_minibatches=4)
+    agent, _ = learner(ppo, args)
+    batch = ppo.compute_batch(agent, random_rollout(ppo, args), torch.zeros(2, 4), args)
+    for k in range(2):
+        own = batch["advantages"][k][batch["valid"][k]]
+        assert own.mean().item() == pytest.approx(0, abs=1e-5)
+        assert own.std(correction=0).item() == pytest.approx(1, abs=1e-4)
+
+
+def test_the_first_ratio_is_one(ppo):
+    args = ppo.Args(num_seeds=2, num_envs=4, num_steps=8, num_minibatches=1, norm_adv=False)
+    agent, optimizer = learner(ppo, args)
+    batch = ppo.compute_batch(agent, random_rollout(ppo, args), torch.zeros(2, 4), args)
+    losses = ppo.update_minibatch(agent, optimizer, batch, torch.zeros(2), args)
+    assert losses["clipfrac"].tolist() == [0, 0]
+    assert torch.allclose(losses["policy_loss"], -ppo.masked_mean(batch["advantages"], batch["valid"]), atol=1e-6)
+
+
+def test_clipped_loss_by_hand(ppo):
+    ratio = torch.tensor([[1.5, 1.5, 0.5, 0.5, 9.0]])
+    advantages = torch.tensor([[2.0, -2.0, 2.0, -2.0, 9.0]])
+    valid = torch.tensor([[True, True, True, True, False]])
+    # min(3, 2.4), min(-3, -2.4), min(1, 1.6), min(-1, -1.6)
+    expected = -(2.4 - 3.0 + 1.0 - 1.6) / 4
+    assert ppo.policy_loss_clip(ratio, advantages, valid, 0.2).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_kl_penalty_by_hand(ppo):
+    valid = torch.tensor([[True, True, False]])
+    loss = ppo.policy_loss_kl(
+        torch.tensor([[2.0, 1.0, 5.0]]), torch.tensor([[1.0, 3.0, 5.0]]), valid, torch.tensor([[0.1, 0.3, 9.0]]),
+        torch.tensor([4.0]),
+    )  # fmt: skip
+    assert loss.item() == pytest.approx(-(2 + 3) / 2 + 4 * 0.2)
+    kl_coef = ppo.adapt_kl_coef(torch.tensor([1.0, 1.0, 1.0]), torch.tensor([0.016, 0.01, 0.006]), 0.01)
+    assert kl_coef.tolist() == [2.0, 1.0, 0.5]
+
+
+def test_kl_penalty_is_used_and_adapted_per_seed(ppo):
+    args = ppo.Args(num_seeds=2, num_envs=4, num_steps=8, num_minibatches=4, kl_coef=1.0, target_kl=1e-9)
+    agent, optimizer = learner(ppo, args)
+    kl_coef = torch.tensor([1.0, 3.0])
+    losses, _ = iteration(ppo, agent, optimizer, random_rollout(ppo, args), args, kl_coef)
+    assert (losses["approx_kl"] > 1.5e-9).all()
+    assert kl_coef.tolist() == [2.0, 6.0]
+
+
+def test_value_loss_by_hand(ppo):
+    values, old, returns = torch.tensor([[3.0, 0.1]]), torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 1.0]])
+    valid = torch.ones(1, 2, dtype=torch.bool)
+    assert ppo.value_loss(values, old, returns, valid, None).item() == pytest.approx((1 + 0.81) / 4)
+    # clipped values are 1.2 and 0.1: errors max(1, 0.64), max(0.81, 0.81)
+    assert ppo.value_loss(values, old, returns, valid, 0.2).item() == pytest.approx((1 + 0.81) / 4)
+    old = torch.tensor([[4.0, 0.0]])  # clipped value 3.8: error max(1, 3.24)
+    assert ppo.value_loss(values, old, returns, valid, 0.2).item() == pytest.approx((3.24 + 0.81) / 4, abs=1e-6)
+
+
+def test_normal_against_torch_distributions(ppo):
+    torch.manual_seed(0)
+    mean, old_mean, actions = torch.randn(3, 7, 4), torch.randn(3, 7, 4), torch.randn(3, 7, 4)
+    log_std, old_log_std = torch.randn(3, 1, 4), torch.randn(3, 1, 4)
+    new, old = (torch.distributions.Normal(m, s.exp()) for m, s in ((mean, log_std), (old_mean, old_log_std)))
+    expected = new.log_prob(actions).sum(-1)
+    assert torch.allclose(ppo.normal_log_prob(actions, mean, log_std), expected, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(ppo.normal_entropy(log_std), torch.distributions.Normal(0, log_std.exp()).entropy().sum(-1))
+    expected = torch.distributions.kl_divergence(old, new).sum(-1)
+    assert torch.allclose(ppo.normal_kl(old_mean, old_log_std, mean, log_std), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_norm_is_clipped_per_seed(ppo):
+    parameters = [torch.nn.Parameter(torch.zeros(2, 2, 3)), torch.nn.Parameter(torch.zeros(2, 1, 4))]
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+        parameter.grad[1] *= 1e-3
+    norm = ppo.clip_grad_norm(parameters, 0.5)
+    assert norm.tolist() == pytest.approx([10**0.5, 1e-3 * 10**0.5], rel=1e-5)
+    after = torch.stack([p.grad.flatten(1).square().sum(1) for p in parameters]).sum(0).sqrt()
+    assert after.tolist() == pytest.approx([0.5, 1e-3 * 10**0.5], rel=1e-4)
+
+
+def test_running_statistics_equal_those_of_all_valid_rows(ppo):
+    rng = np.random.default_rng(0)
+    stats = ppo.RunningMeanStd(2, 3)
+    x, valid = rng.normal(5, 3, (2, 200, 3)), rng.random((2, 200)) < 0.7
+    for i in range(0, 200, 20):
+        stats.update(torch.tensor(x[:, i : i + 20], dtype=torch.float32), torch.tensor(valid[:, i : i + 20]))
+    for k in range(2):
+        assert stats.mean[k, 0].numpy() == pytest.approx(x[k][valid[k]].mean(0), rel=1e-5)
+        assert stats.var[k, 0].numpy() == pytest.approx(x[k][valid[k]].var(0), rel=1e-4)
+        assert stats.count[k].item() == valid[k].sum()
+
+
+def test_discounted_sums_cross_rollouts_and_stop_at_episode_ends(ppo):
+    rewards = torch.ones(6, 1, 1)
+    done = torch.tensor([0, 0, 1, 0, 0, 0], dtype=torch.bool).reshape(6, 1, 1)
+    carry = torch.zeros(1, 1)
+    sums = torch.cat([ppo.discounted_sums(rewards[i : i + 2], done[i : i + 2], carry, 0.5) for i in (0, 2, 4)])
+    assert sums.flatten().tolist() == [1, 1.5, 1.75, 1, 1.5, 1.75]
+
+
+# ------------------------------------------------------------------------------------------------------- seed axis
+
+
+@pytest.mark.parametrize("kl_coef", [None, 0.5])
+def test_seeds_together_equal_seeds_alone(ppo, kl_coef):
+    kwargs = {"num_envs": 4, "num_steps": 8, "num_minibatches": 4, "kl_coef": kl_coef}
+    together = ppo.Args(num_seeds=3, **kwargs)
+    agent, optimizer = learner(ppo, together)
+    rollouts = [random_rollout(ppo, together, seed) for seed in range(4)]
+    coefficient = torch.full((3,), kl_coef or 0.0)
+    for rollout in rollouts:
+        iteration(ppo, agent, optimizer, rollout, together, coefficient)
+    for k in range(3):
+        alone = ppo.Args(seed=1 + k, **kwargs)
+        own_agent, own_optimizer = learner(ppo, alone)
+        own_coefficient = torch.full((1,), kl_coef or 0.0)
+        for rollout in rollouts:
+            own = {name: x[:, k : k + 1] for name, x in rollout.items()}
+            iteration(ppo, own_agent, own_optimizer, own, alone, own_coefficient)
+        for (name, ours), theirs in zip(agent.state_dict().items(), own_agent.state_dict().values(), strict=True):
+            torch.testing.assert_close(ours[k : k + 1], theirs, rtol=1e-3, atol=2e-5, msg=lambda m, n=name: n + m)
+        assert coefficient[k] == own_coefficient[0]
+
+
+@pytest.mark.parametrize("poisoned", ["obs", "rewards", "actions"])
+def test_nan_in_one_seed_leaves_the_others_bit_identical(ppo, poisoned):
+    args = ppo.Args(num_seeds=3, num_envs=4, num_steps=8, num_minibatches=4)
+    states = []
+    for poison in (False, True):
+        agent, optimizer = learner(ppo, args)
+        for seed in range(2):
+            rollout = random_rollout(ppo, args, seed)
+            if poison:
+                rollout[poisoned][3, 1, 2] = torch.nan
+                rollout["valid"][3, 1, 2] = True
+            iteration(ppo, agent, optimizer, rollout, args)
+        states.append(agent.state_dict())
+    clean, dirty = states
+    assert not all(tensor[1].isfinite().all() for tensor in dirty.values())
+    for name in clean:
+        assert torch.equal(clean[name][[0, 2]], dirty[name][[0, 2]]), name
+
+
+def test_first_weights_do_not_depend_on_the_company(ppo):
+    agents = [ppo.Agent(*WALKER, ppo.Args(seed=s, num_seeds=n)) for s, n in ((3, 1), (1, 4), (2, 2))]
+    for name, alone in agents[0].state_dict().items():
+        assert torch.equal(alone[0], agents[1].state_dict()[name][2]), name
+        assert torch.equal(alone[0], agents[2].state_dict()[name][1]), name
+    weights = agents[1].actor[0].weight
+    assert not torch.equal(weights[0], weights[1])
+    assert torch.allclose(weights[0] @ weights[0].T, 2 * torch.eye(5), atol=1e-5)  # orthogonal, gain sqrt 2

@@ -1,0 +1,359 @@
+"""Whole runs, as a user starts them: files, resume, signals, divergence, bad input, a task of one's own."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+COLUMNS = ["global_step", "wall_seconds", "episodic_return", "eval_return", "steps_per_second"]
+
+
+def command(script, quick, **changes):
+    words = [sys.executable, script.__file__]
+    for name, value in (quick | changes).items():
+        words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
+def read_metrics(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == COLUMNS
+    return rows
+
+
+def without_clock(folder):
+    return [[row[name] for name in ("global_step", "episodic_return", "eval_return")] for row in read_metrics(folder)]
+
+
+def test_a_run_leaves_its_files(script, quick):
+    args = script.Args(num_seeds=2, **quick)
+    folders = script.train(args)
+    stamp = folders[0].name.rpartition("__")[2]
+    assert [f.name for f in folders] == [f"InvertedPendulum-v4__{script.__name__}__{k}__{stamp}" for k in (1, 2)]
+    for k, folder in enumerate(folders):
+        config = json.loads((folder / "config.json").read_text())
+        assert config["args"]["seed"] == 1 + k
+        assert config["args"]["num_seeds"] == 2
+        assert config["trained_timesteps"] == args.num_iterations * args.batch_size
+        assert {"python", "torch", "envpool", "gymnasium", "numpy"} <= set(config["versions"])
+        assert config["hardware"]["cores"] == os.cpu_count()
+        rows = read_metrics(folder)
+        assert int(rows[-1]["global_step"]) == config["trained_timesteps"]
+        assert [row["eval_return"] != "" for row in rows].count(True) == 2
+        assert rows[-1]["eval_return"] != ""
+        seconds = [float(row["wall_seconds"]) for row in rows]
+        assert seconds == sorted(seconds)
+        events = EventAccumulator(str(folder)).Reload()
+        tags = set(events.Tags()["scalars"])
+        assert {"charts/episodic_return", "charts/episodic_length", "charts/SPS", "eval/episodic_return"} <= tags
+        assert any(tag.startswith("losses/") for tag in tags)
+        assert len(events.Scalars("charts/SPS")) == len(rows)
+        assert (folder / "agent.pt").exists()
+    assert (folders[0] / "checkpoint.pt").exists()
+    assert not (folders[1] / "checkpoint.pt").exists()
+    assert not list(folders[0].parent.rglob("*.tmp"))
+
+
+def test_same_seed_same_numbers(script, quick):
+    runs = [script.train(script.Args(num_seeds=2, **quick | {"env_threads": 1 + i})) for i in range(2)]
+    for first, second in zip(*runs, strict=True):
+        assert without_clock(first) == without_clock(second)
+    assert without_clock(runs[0][0]) != without_clock(runs[0][1])
+
+
+def test_agent_file_acts_as_the_trained_agent_did(script, quick, capsys):
+    args = script.Args(num_seeds=2, **quick)
+    folders = script.train(args)
+    final = [float(read_metrics(folder)[-1]["eval_return"]) for folder in folders]
+    for k, folder in enumerate(folders):
+        saved = torch.load(folder / "agent.pt", weights_only=True)
+        own = script.Args(**saved["args"])
+        envs = script.make_envs(own, [0])
+        agent = script.Agent(envs.single_observation_space, envs.single_action_space, own)
+        agent.load_state_dict(saved["agent"])
+        again = script.evaluate(agent, own, 2, args.num_iterations * args.batch_size)
+        assert again["return"].mean() == pytest.approx(final[k], abs=1e-3)
+        script.evaluate_saved(script.Args(evaluate=str(folder), final_eval_episodes=3))
+        printed = capsys.readouterr().out
+        assert "InvertedPendulum-v4" in printed
+        assert "return" in printed
+
+
+def test_resuming_continues_where_the_run_was_killed(script, quick):
+    longer = quick | {"total_timesteps": 64 * 4000, "checkpoint_seconds": 0.2, "num_evaluations": 0}
+    with open(os.devnull, "w") as nothing:
+        process = subprocess.Popen(command(script, longer, num_seeds=2), stdout=nothing, stderr=nothing)
+    run_dir = Path(quick["run_dir"])
+    deadline = time.time() + 120
+    while not (found := list(run_dir.glob("*__1__*/checkpoint.pt"))):
+        assert process.poll() is None
+        assert time.time() < deadline
+        time.sleep(0.1)
+    time.sleep(1.0)
+    process.kill()
+    process.wait()
+    before = torch.load(found[0], weights_only=True)
+    assert 0 < before["global_step"] < longer["total_timesteps"]
+    # the same command with `--resume auto` finds it; shortened is refused, so that the test need not run it all
+    args = script.Args(num_seeds=2, **longer | {"resume": "auto"})
+    folders, saved = script.open_run(args, torch.device("cpu"))
+    assert folders[0] == found[0].parent
+    assert saved["global_step"] == before["global_step"]
+    process = subprocess.Popen(command(script, longer, num_seeds=2, resume="auto"))
+    while torch.load(found[0], weights_only=True)["global_step"] == before["global_step"]:
+        assert process.poll() is None
+        assert time.time() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    after = torch.load(found[0], weights_only=True)
+    assert after["global_step"] > before["global_step"]
+    assert after["seconds"] > before["seconds"]
+    assert after["rows"][1][: len(before["rows"][1])] == before["rows"][1]
+    for name, tensor in after["state"].items():
+        if name.endswith(("count", ".step")):
+            assert (tensor > before["state"][name]).all(), name
+    folders = sorted(run_dir.iterdir())
+    assert len(folders) == 2  # no second set of folders
+    steps = [int(row["global_step"]) for row in read_metrics(folders[1])]
+    assert steps == sorted(set(steps))
+    assert len(folders[1].name.split("__")) == 4
+
+
+def test_resume_restores_every_tensor(script, quick):
+    first = script.train(script.Args(**quick))
+    saved = torch.load(first[0] / "checkpoint.pt", weights_only=True)
+    more = script.train(script.Args(**quick | {"resume": str(first[0])}))  # complete: nothing is left to do
+    assert more == first
+    again = torch.load(first[0] / "checkpoint.pt", weights_only=True)
+    assert saved["state"].keys() == again["state"].keys()
+    assert all(torch.equal(saved["state"][name], again["state"][name]) for name in saved["state"])
+    longer = script.train(script.Args(**quick | {"resume": "auto", "total_timesteps": 1280}))
+    assert longer == first
+    assert int(read_metrics(first[0])[-1]["global_step"]) == script.Args(
+        **quick | {"total_timesteps": 1280}
+    ).num_iterations * script.Args(**quick).batch_size
+    fresh = script.train(script.Args(**quick | {"resume": "auto", "seed": 9}))
+    assert fresh != first
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_the_run(script, quick, number):
+    endless = quick | {"total_timesteps": 10**8, "checkpoint_seconds": 1000, "num_evaluations": 0}
+    process = subprocess.Popen(command(script, endless), stdout=subprocess.PIPE, text=True)
+    assert "InvertedPendulum-v4" in process.stdout.readline()
+    time.sleep(1.5)
+    process.send_signal(number)
+    assert process.wait(60) == 128 + number
+    (folder,) = Path(quick["run_dir"]).iterdir()
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["global_step"] > 0
+    assert (folder / "agent.pt").exists()
+
+
+class Reach(gymnasium.Env):
+    """A task of one's own: push a point on a line to the origin. With `poison`, rewards turn NaN after 40 steps."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float64)
+    action_space = gymnasium.spaces.Box(-3, 3, (1,), np.float64)
+
+    def __init__(self, poison=False):
+        self.poison, self.steps = poison, 0
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x, self.t = self.np_random.uniform(-2, 2), 0
+        return np.array([self.x]), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        self.x += 0.2 * float(action[0])
+        self.t, self.steps = self.t + 1, self.steps + 1
+        reward = float("nan") if self.poison and self.steps > 40 else -(self.x**2)
+        return np.array([self.x]), reward, abs(self.x) > 8, self.t >= 20, {}
+
+
+def reach_envs(poisoned=()):
+    def make_envs(args, env_seeds, render_mode=None):
+        per_seed = len(env_seeds) // args.num_seeds
+        envs = gymnasium.vector.SyncVectorEnv(
+            [lambda i=i: Reach(i // per_seed in poisoned) for i in range(len(env_seeds))]
+        )
+        envs.reset(seed=env_seeds)
+        return envs
+
+    return make_envs
+
+
+def test_a_task_of_ones_own_trains(script, quick, monkeypatch):
+    monkeypatch.setattr(script, "make_envs", reach_envs())
+    args = script.Args(
+        **quick | {"env_id": "Reach", "num_envs": 8, "total_timesteps": 16384, "learning_rate": 3e-3}
+    )
+    (folder,) = script.train(args)
+    rows = read_metrics(folder)
+    assert float(rows[-1]["eval_return"]) > -8  # standing still is worth -27 on average, going straight about -3
+
+
+def test_a_seed_that_diverges_is_named_and_the_others_go_on(script, quick, monkeypatch, capsys):
+    monkeypatch.setattr(script, "make_envs", reach_envs(poisoned=(1,)))
+    args = script.Args(num_seeds=3, **quick | {"env_id": "Reach", "checkpoint_seconds": 0.0})
+    with pytest.raises(SystemExit) as stop:
+        script.train(args)
+    assert stop.value.code == 1
+    printed = capsys.readouterr().out
+    assert "diverged" in printed
+    assert printed.rstrip().endswith("seeds 2")
+    folders = sorted(Path(quick["run_dir"]).iterdir())
+    for k, folder in enumerate(folders):
+        agent = torch.load(folder / "agent.pt", weights_only=True)["agent"]  # of seed 2, the last good one
+        assert all(tensor.isfinite().all() for tensor in agent.values()), k
+        assert (read_metrics(folder)[-1]["eval_return"] != "") == (k != 1) or k == 1
+    assert read_metrics(folders[0])[-1]["global_step"] == "640"
+
+
+def test_all_seeds_diverged_keeps_the_last_good_checkpoint(script, quick, monkeypatch):
+    monkeypatch.setattr(script, "make_envs", reach_envs(poisoned=(0,)))
+    with pytest.raises(SystemExit) as stop:
+        script.train(script.Args(**quick | {"env_id": "Reach", "checkpoint_seconds": 0.0, "num_evaluations": 0}))
+    assert stop.value.code == 1
+    (folder,) = Path(quick["run_dir"]).iterdir()
+    saved = torch.load(folder / "checkpoint.pt", weights_only=True)
+    assert saved["global_step"] < 640
+    assert all(tensor.isfinite().all() for tensor in saved["state"].values())
+
+
+def test_video(script, quick):
+    args = script.Args(**quick | {"env_id": "Hopper-v4", "capture_video": "gif", "env_kwargs": {"healthy_z_min": "1"}})
+    (folder,) = script.train(args)
+    film = folder / "videos" / "episode.gif"
+    import imageio
+
+    frames = imageio.mimread(film)
+    assert len(frames) > 5
+    assert frames[0].shape[:2] == (240, 240)
+    assert np.abs(frames[0].astype(int) - frames[-1].astype(int)).max() > 50  # something moves
+
+
+# --------------------------------------------------------------------------------------------------------- bad input
+
+BAD_INPUT = {
+    "unknown task": ({"env_id": "Walker3d-v4"}, "Walker2d-v4"),
+    "dictionary observations": ({"env_id": "WalkerWalk-v1"}, "Dict"),
+    "unknown task setting": ({"env_kwargs": {"forward_weight": "1"}}, "reset_noise_scale"),
+    "task setting of the wrong type": ({"env_kwargs": {"max_episode_steps": "many"}}, "int"),
+    "fewer steps than one rollout": ({"total_timesteps": 10}, "rollout"),
+    "no environment": ({"num_envs": 0}, "num_envs"),
+    "negative seed": ({"seed": -1}, "seed"),
+    "NaN as a coefficient": ({"learning_rate": float("nan")}, "learning_rate"),
+    "discount above 1": ({"gamma": 1.5}, "gamma"),
+    "unknown kind of film": ({"capture_video": "avi"}, "avi"),
+    "missing checkpoint": ({"resume": "nowhere/checkpoint.pt"}, "nowhere"),
+    "missing agent": ({"evaluate": "nowhere"}, "nowhere"),
+    "unknown device": ({"device": "abacus"}, "abacus"),
+}
+if not torch.cuda.is_available():
+    BAD_INPUT["absent CUDA device"] = ({"device": "cuda"}, "cuda")
+
+
+def refusal(capsys, function):
+    """The message with which `function` ends: one line, exit status 2."""
+    with pytest.raises(SystemExit) as stop:
+        function()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    return error
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_refused_in_one_line(script, quick, case, capsys):
+    changes, expected = BAD_INPUT[case]
+
+    def run():
+        args = script.Args(**quick | changes)
+        return script.evaluate_saved(args) if args.evaluate else script.train(args)
+
+    assert expected in refusal(capsys, run)
+    assert not Path(quick["run_dir"]).exists()
+
+
+def test_discrete_actions_are_refused(ppo, quick, capsys):
+    assert "Discrete" in refusal(capsys, lambda: ppo.train(ppo.Args(**quick | {"env_id": "CartPole-v1"})))
+
+
+def test_minibatches_that_do_not_divide_are_refused(ppo, quick, capsys):
+    assert "divide" in refusal(capsys, lambda: ppo.Args(**quick | {"num_minibatches": 7}))
+
+
+def test_bad_checkpoints_are_refused(script, quick, capsys):
+    (folder,) = script.train(script.Args(**quick))
+    path = folder / "checkpoint.pt"
+    capsys.readouterr()
+    resume = quick | {"resume": str(folder)}
+    message = refusal(capsys, lambda: script.train(script.Args(**resume | {"gamma": 0.5, "num_envs": 8})))
+    assert "gamma" in message
+    assert "num_envs" in message
+    assert "total_timesteps" in refusal(capsys, lambda: script.train(script.Args(**resume | {"total_timesteps": 320})))
+    assert "agent" in refusal(capsys, lambda: script.load(folder / "agent.pt", "checkpoint", torch.device("cpu")))
+    saved = torch.load(path, weights_only=True)
+    whole = path.read_bytes()
+    first = next(iter(saved["state"]))
+    torch.save(saved | {"state": saved["state"] | {first: torch.zeros(1, 2, 3)}}, path)
+    assert first in refusal(capsys, lambda: script.train(script.Args(**resume)))
+    for content in (whole[: len(whole) // 2], b"", b"not a checkpoint"):
+        path.write_bytes(content)
+        assert "cannot be read" in refusal(capsys, lambda: script.train(script.Args(**resume)))
+
+    class Hostile:
+        def __reduce__(self):
+            return os.system, (f"touch {folder}/hostile",)
+
+    torch.save({"kind": f"{script.__name__} checkpoint", "args": Hostile()}, path)
+    assert "cannot be read" in refusal(capsys, lambda: script.train(script.Args(**resume)))
+    assert not (folder / "hostile").exists()
+
+
+def test_the_command_line(script, quick):
+    done = subprocess.run(
+        command(script, quick, env_kwargs=["reset_noise_scale", "0.02"], num_seeds=2), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "evaluation return" in done.stdout
+    folder = next(Path(quick["run_dir"]).iterdir())
+    assert json.loads((folder / "config.json").read_text())["args"]["env_kwargs"] == {"reset_noise_scale": "0.02"}
+    evaluated = subprocess.run(
+        [sys.executable, script.__file__, "--evaluate", str(folder), "--final-eval-episodes", "3"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "squared_action" in evaluated.stdout
+    for bad in (["--env-id", "Nothing-v0"], ["--gamma", "nan"], ["--no-such-option"], ["--seed", "x"]):
+        refused = subprocess.run([sys.executable, script.__file__, *bad], capture_output=True, text=True)
+        assert refused.returncode == 2, bad
+        assert "Traceback" not in refused.stderr
+
+
+def test_a_copy_of_one_file_runs_elsewhere(script, quick, tmp_path):
+    copy = tmp_path / "elsewhere" / "mine.py"
+    copy.parent.mkdir()
+    copy.write_text(Path(script.__file__).read_text())
+    words = command(script, quick)
+    words[1] = "mine.py"
+    done = subprocess.run(words, cwd=copy.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (folder,) = Path(quick["run_dir"]).iterdir()
+    assert "__mine__" in folder.name
+    assert json.loads((folder / "config.json").read_text())["git_commit"] is None
+    assert ROOT not in folder.parents
