@@ -88,7 +88,7 @@ class Args:
     gamma: float = 0.99  # discount factor
     gae_lambda: float = 0.95  # of generalised advantage estimation: 0 is the TD error, 1 the n-step return
     update_epochs: int = 10  # passes over the batch per iteration
-    num_minibatches: int = 32  # minibatches per pass
+    num_minibatches: int = 16  # minibatches per pass
     norm_adv: bool = True  # normalise advantages
     clip_coef: float = 0.2  # epsilon of the clipped ratio
     kl_coef: float | None = None  # use the KL penalty, with this first coefficient, instead of the clipped ratio
@@ -98,13 +98,13 @@ class Args:
     ent_coef: float = 0.0  # weight of the entropy bonus
     max_grad_norm: float = 0.5  # norm to which each seed's gradient is clipped
     hidden_size: int = 64  # units in each of the two hidden layers
-    log_std_init: float = -0.5  # logarithm of the first standard deviation, in units of half the action range
+    log_std_init: float = -1.0  # logarithm of the first standard deviation, in units of half the action range
 
     # Speed
     env_threads: int = 0  # threads of EnvPool; 0 is one per core
     torch_threads: int = 1  # threads of torch on a CPU; more than there are free cores slow everything down
     cuda_graphs: bool = True  # on CUDA, replay recorded graphs instead of launching kernel by kernel
-    compile: bool = False  # torch.compile what is recorded: up to a minute more at the start
+    compile: bool = False  # torch.compile the gradient step: up to a minute more at the start
 
     # Output
     run_dir: str = "runs"  # parent folder of the run folders
@@ -326,7 +326,7 @@ def compute_batch(agent: Agent, rollout: dict[str, Tensor], carry: Tensor, args:
     advantages = compute_gae(rewards, values, rollout["terminated"], done, args.gamma, args.gae_lambda)
     batch = {"obs": obs[:, : args.batch_size], "actions": seeds_first(rollout["actions"]), "valid": valid}
     batch["old_mean"] = agent.actor(batch["obs"])
-    batch["old_log_std"] = agent.log_std.expand_as(batch["old_mean"])
+    batch["old_log_std"] = agent.log_std.detach().expand_as(batch["old_mean"])
     batch["old_log_probs"] = normal_log_prob(batch["actions"], batch["old_mean"], agent.log_std)
     batch["old_values"] = seeds_first(values[:-1])
     batch["advantages"] = seeds_first(advantages)
@@ -416,6 +416,7 @@ def train(args: Args) -> list[Path]:
     carry = torch.zeros(S, N, device=device)  # discounted reward of the running episodes, which scales rewards
     batch = {name: tensor.clone() for name, tensor in compute_batch(agent, rollout, carry, args).items()}
     seed_index = torch.arange(S, device=device)[:, None]
+    gradient_step = torch.compile(update_minibatch) if args.compile else update_minibatch
     losses = {name: torch.zeros(S, device=device) for name in LOSSES}  # sums since the last report
 
     @torch.no_grad()
@@ -434,7 +435,7 @@ def train(args: Args) -> list[Path]:
         shuffled = {name: tensor[seed_index, order] for name, tensor in batch.items()}
         for i in range(0, args.batch_size, args.minibatch_size):
             minibatch = {name: tensor[:, i : i + args.minibatch_size] for name, tensor in shuffled.items()}
-            for name, loss in update_minibatch(agent, optimizer, minibatch, kl_coef, args).items():
+            for name, loss in gradient_step(agent, optimizer, minibatch, kl_coef, args).items():
                 losses[name].add_(loss / (args.update_epochs * args.num_minibatches))
 
     def finish() -> None:
@@ -832,7 +833,6 @@ def capture(function: Callable[[], None], state: dict[str, Tensor], args: Args, 
 
     What it reads and writes must stay at its address, and nothing in it may wait for the host. CUDA asks for a warm-up,
     which really runs: `state`, all that the function changes and needs again, and the generator are put back."""
-    function = torch.compile(function) if args.compile else function
     if device.type != "cuda" or not args.cuda_graphs:
         return function
     saved, generator = {name: tensor.clone() for name, tensor in state.items()}, torch.cuda.get_rng_state(device)

@@ -142,9 +142,10 @@ def test_resume_restores_every_tensor(script, quick):
     assert all(torch.equal(saved["state"][name], again["state"][name]) for name in saved["state"])
     longer = script.train(script.Args(**quick | {"resume": "auto", "total_timesteps": 1280}))
     assert longer == first
-    assert int(read_metrics(first[0])[-1]["global_step"]) == script.Args(
-        **quick | {"total_timesteps": 1280}
-    ).num_iterations * script.Args(**quick).batch_size
+    assert (
+        int(read_metrics(first[0])[-1]["global_step"])
+        == script.Args(**quick | {"total_timesteps": 1280}).num_iterations * script.Args(**quick).batch_size
+    )
     fresh = script.train(script.Args(**quick | {"resume": "auto", "seed": 9}))
     assert fresh != first
 
@@ -198,9 +199,7 @@ def reach_envs(poisoned=()):
 
 def test_a_task_of_ones_own_trains(script, quick, monkeypatch):
     monkeypatch.setattr(script, "make_envs", reach_envs())
-    args = script.Args(
-        **quick | {"env_id": "Reach", "num_envs": 8, "total_timesteps": 16384, "learning_rate": 3e-3}
-    )
+    args = script.Args(**quick | {"env_id": "Reach", "num_envs": 8, "total_timesteps": 16384, "learning_rate": 3e-3})
     (folder,) = script.train(args)
     rows = read_metrics(folder)
     assert float(rows[-1]["eval_return"]) > -8  # standing still is worth -27 on average, going straight about -3

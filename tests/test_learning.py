@@ -1,0 +1,25 @@
+"""Learning, not only running: small tasks solved within a fixed number of steps."""
+
+from test_runs import read_metrics
+
+
+def final_returns(script, tmp_path, **arguments):
+    folders = script.train(script.Args(run_dir=str(tmp_path), num_evaluations=1, final_eval_episodes=20, **arguments))
+    return [float(read_metrics(folder)[-1]["eval_return"]) for folder in folders]
+
+
+def test_ppo_balances_the_pendulum(ppo, tmp_path):
+    returns = final_returns(ppo, tmp_path, env_id="InvertedPendulum-v4", num_seeds=2, total_timesteps=100_000)
+    assert min(returns) == 1000
+
+
+def test_ppo_swings_up_a_task_whose_bounds_are_not_1(ppo, tmp_path):
+    returns = final_returns(
+        ppo, tmp_path, env_id="Pendulum-v1", num_seeds=2, total_timesteps=200_000, gamma=0.9, learning_rate=1e-3
+    )
+    assert min(returns) > -250
+
+
+def test_ppo_with_the_kl_penalty_balances_the_pendulum(ppo, tmp_path):
+    returns = final_returns(ppo, tmp_path, env_id="InvertedPendulum-v4", total_timesteps=100_000, kl_coef=1.0)
+    assert min(returns) > 900
