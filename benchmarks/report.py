@@ -1,0 +1,145 @@
+"""Rebuild, offline, what the README shows of the results: the table of final returns and the learning curves.
+
+python benchmarks/report.py            # writes the figures and the README's section
+python benchmarks/report.py --check    # writes nothing; status 1 if the committed files are not what the data gives
+
+Protocol: the final evaluation, not the best; deterministic action, frozen statistics, 100 fresh episodes per seed; the
+same defaults for all tasks; seeds 1 to 5, which no search of defaults has used. A mean over seeds comes with Student's
+t interval at 95 %. Published means have no spread here: they are points.
+"""
+
+import csv
+import io
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import scipy.stats
+import tyro
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).resolve().parent
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- results: benchmarks/report.py writes what is between -->", "<!-- end of results -->"
+PUBLISHED_NAME = {"ppo_continuous": "ppo"}
+
+
+@dataclass
+class Args:
+    check: bool = False  # compare with the committed files instead of writing them
+    results: Path = HERE / "results"  # what run.py gathered
+    figures: Path = HERE / "figures"  # where the curves go
+
+
+def read_result(folder: Path) -> dict[int, dict[str, np.ndarray]]:
+    """The columns of a result by seed. Raises ValueError, naming the file, if it is cut off or inconsistent."""
+    path = folder / "metrics.csv"
+    meta = json.loads((folder / "run.json").read_text())
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    seeds: dict[int, dict[str, np.ndarray]] = {}
+    for seed in sorted({int(row["seed"]) for row in rows if row["seed"]}):
+        own = [row for row in rows if row["seed"] == str(seed)]
+        if any(value is None for row in own for value in row.values()):
+            raise ValueError(f"{path}: a row of seed {seed} is cut off")
+        seeds[seed] = {
+            name: np.array([float(row[name]) if row[name] else np.nan for row in own])
+            for name in own[0]
+            if name != "seed"
+        }
+        last = own[-1]
+        if int(last["global_step"]) != meta["trained_timesteps"] or not last["eval_return"]:
+            raise ValueError(f"{path}: seed {seed} ends at step {last['global_step']}, not {meta['trained_timesteps']}")
+    if len(seeds) != meta["args"]["num_seeds"]:
+        raise ValueError(f"{path}: {len(seeds)} seeds, not {meta['args']['num_seeds']}")
+    return seeds
+
+
+def student_interval(values: np.ndarray, level: float = 0.95) -> float:
+    """Half the width of the confidence interval of a mean, by Student's t with n - 1 degrees of freedom."""
+    n = len(values)
+    return float(scipy.stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+
+
+def published() -> dict[tuple[str, str], float]:
+    with open(HERE / "published.csv", newline="") as file:
+        return {(row["algo"], row["env"]): float(row["mean_return"]) for row in csv.DictReader(file)}
+
+
+def table(results: dict[str, dict[str, dict]]) -> str:
+    bar = published()
+    lines = ["| algorithm | task | final return, mean of seeds | 95 % interval | each seed | best published mean | |"]
+    lines += ["|---|---|---:|---:|---|---:|---|"]
+    for algo, tasks in results.items():
+        for task, seeds in tasks.items():
+            final = np.array([columns["eval_return"][-1] for columns in seeds.values()])
+            mean, half = final.mean(), student_interval(final)
+            target = bar.get((PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0]))
+            outcome = "" if target is None else f"{'won' if mean > target else 'lost'} by {abs(mean - target):,.0f}"
+            each = " ".join(f"{value:.0f}" for value in final)
+            point = "" if target is None else f"{target:,.0f}"
+            lines.append(f"| {algo} | {task} | {mean:,.0f} | ± {half:,.0f} | {each} | {point} | {outcome} |")
+    return "\n".join(lines)
+
+
+def curves(algo: str, tasks: dict[str, dict]) -> bytes:
+    """Training return against environment steps, mean and Student interval, with the deterministic evaluations."""
+    figure, axes = plt.subplots(1, len(tasks), figsize=(3.4 * len(tasks), 3.0), layout="constrained", squeeze=False)
+    bar = published()
+    for axis, (task, seeds) in zip(axes[0], tasks.items(), strict=True):
+        steps = next(iter(seeds.values()))["global_step"] / 1e6
+        training = np.array([columns["episodic_return"] for columns in seeds.values()])
+        full = ~np.isnan(training).any(axis=0)
+        mean = training[:, full].mean(axis=0)
+        half = np.array([student_interval(column) for column in training[:, full].T])
+        axis.plot(steps[full], mean, color="C0", lw=1.5, label="training, sampled actions")
+        axis.fill_between(steps[full], mean - half, mean + half, color="C0", alpha=0.2, lw=0)
+        evaluated = np.array([columns["eval_return"] for columns in seeds.values()])
+        marks = ~np.isnan(evaluated).any(axis=0)
+        half = [student_interval(column) for column in evaluated[:, marks].T]
+        axis.errorbar(
+            steps[marks], evaluated[:, marks].mean(axis=0), half, fmt="o", ms=3, lw=1, color="C1",
+            label="evaluation, deterministic",
+        )  # fmt: skip
+        if (target := bar.get((PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0]))) is not None:
+            axis.axhline(target, color="0.4", ls="--", lw=1, label="best published mean at 1M")
+        axis.set_title(task, fontsize=10)
+        axis.set_xlabel("million steps per seed", fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.set_ylim(bottom=min(0, np.nanmin(mean)))
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("return", fontsize=9)
+    axes[0, 0].legend(fontsize=7, loc="upper left", frameon=False)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110, metadata={"Software": None})  # no version in it: the same data, the same bytes
+    plt.close(figure)
+    return picture.getvalue()
+
+
+def main(args: Args) -> int:
+    results: dict[str, dict[str, dict]] = {}
+    for meta in sorted(args.results.glob("*/*/run.json")):
+        results.setdefault(meta.parts[-3], {})[meta.parts[-2]] = read_result(meta.parent)
+    files = {args.figures / f"{algo}.png": curves(algo, tasks) for algo, tasks in results.items()}
+    pictures = [f"![learning curves of {algo}](benchmarks/figures/{algo}.png)" for algo in results]
+    readme = README.read_text()
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    section = "\n\n".join([BEGIN, *pictures, table(results), END])
+    files[README] = (before + section + after).encode()
+    different = [path for path, content in files.items() if not path.exists() or path.read_bytes() != content]
+    for path in different:
+        print(f"{'not what the data gives' if args.check else 'written'}: {path.relative_to(HERE.parent)}")
+        if not args.check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(files[path])
+    return 1 if args.check and different else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Args)))
