@@ -83,7 +83,7 @@ class Args:
 
     # Algorithm
     num_steps: int = 32  # steps of each environment per iteration (T)
-    learning_rate: float = 3e-4  # of Adam, at the start
+    learning_rate: float = 5e-4  # of Adam, at the start
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     gamma: float = 0.99  # discount factor
     gae_lambda: float = 0.95  # of generalised advantage estimation: 0 is the TD error, 1 the n-step return
@@ -630,7 +630,7 @@ class RunLog:
                 path.write_text(json.dumps(config, indent=2))
         # purge_step: what a killed run wrote after its last checkpoint will be written again
         self.writers = [SummaryWriter(str(folder), purge_step=step + 1 if saved else None) for folder in folders]
-        print(f"{args.env_id}: {total} steps of {S} seed{'s' * (S > 1)} on {device}, to {folders[0]}", flush=True)
+        print(f"{args.env_id}: {total} steps of {S} seed{'s' * (S > 1)} on {device}\n{folders[0]}", flush=True)
         layout = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
         self.bar = tqdm(total=total, initial=step, unit_scale=True, disable=None, dynamic_ncols=True, bar_format=layout)
 
@@ -810,19 +810,25 @@ def capture_video(agent: "Agent", args: Args, folders: list[Path]) -> None:
 
 
 def evaluate_saved(args: Args) -> None:
-    """--evaluate: print what a trained agent does on its task, and film it with --capture-video."""
+    """--evaluate: what a trained agent does on its task, printed and, by episode, written to evaluation.csv in its
+    folder; --env-kwargs changes the task, --capture-video films it."""
     device, path = select_device(args), Path(args.evaluate or "")
     saved = load(path, "agent", device)
+    folder = path if path.is_dir() else path.parent
     kept = {name: getattr(args, name) for name in ("device", "env_threads", "final_eval_episodes", "capture_video")}
     args = Args(**saved["args"] | kept | {"env_kwargs": saved["args"]["env_kwargs"] | args.env_kwargs})
     envs = make_envs(args, [0])
     agent = Agent(envs.single_observation_space, envs.single_action_space, args).to(device)
     restore(agent.state_dict(), saved["agent"])
+    episodes = evaluate(agent, args, args.final_eval_episodes, args.total_timesteps)
     print(f"{args.env_id} {args.env_kwargs or ''}, {args.final_eval_episodes} episodes, mean and standard deviation:")
-    for name, values in evaluate(agent, args, args.final_eval_episodes, args.total_timesteps).items():
+    for name, values in episodes.items():
         print(f"  {name:<15}{values.mean():10.3f} +- {values.std():.3f}")
+    with replacing(folder / "evaluation.csv") as beside:
+        columns = np.column_stack([values[0] for values in episodes.values()])
+        np.savetxt(beside, columns, "%.4f", ",", header=",".join(episodes), comments="")
     if args.capture_video:
-        capture_video(agent, args, [path if path.is_dir() else path.parent])
+        capture_video(agent, args, [folder])
 
 
 # ----------------------------------------------------------------------------------------------------------- CUDA graph

@@ -26,6 +26,8 @@ import matplotlib.pyplot as plt
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
 BEGIN, END = "<!-- results: benchmarks/report.py writes what is between -->", "<!-- end of results -->"
+BEGIN_BEHAVIOURS = "<!-- behaviours: benchmarks/report.py writes what is between -->"
+END_BEHAVIOURS = "<!-- end of behaviours -->"
 PUBLISHED_NAME = {"ppo_continuous": "ppo"}
 
 
@@ -121,17 +123,39 @@ def curves(algo: str, tasks: dict[str, dict]) -> bytes:
     return picture.getvalue()
 
 
+def behaviours(folder: Path) -> str:
+    """What walkers do that were trained with other rewards: each from the evaluation.csv of `--evaluate`."""
+    header, line, *rows = "| |", "|---|", "| `--env-kwargs` |", "| x velocity |", "| mean squared torque |", "| |"
+    for path in sorted(folder.glob("*.csv")):
+        config = json.loads(path.with_suffix(".json").read_text())
+        settings = " ".join(f"{name} {value}" for name, value in config["args"]["env_kwargs"].items())
+        with open(path, newline="") as file:
+            episodes = list(csv.DictReader(file))
+        columns = {name: np.array([float(row[name]) for row in episodes]) for name in episodes[0]}
+        name = path.stem.partition("_")[2]
+        header, line = f"{header} {name} |", line + "---|"
+        rows[0] += f" `{settings}` |" if settings else " none |"
+        rows[1] += f" {columns['x_velocity'].mean():.2f} m/s |"
+        rows[2] += f" {columns['squared_action'].mean():.3f} |"
+        rows[3] += f" ![{name}](benchmarks/figures/{path.stem}.gif) |"
+    return "\n".join([header, line, *rows])
+
+
+def replace_section(text: str, begin: str, end: str, content: str) -> str:
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n\n{content}\n\n{end}{after}"
+
+
 def main(args: Args) -> int:
     results: dict[str, dict[str, dict]] = {}
     for meta in sorted(args.results.glob("*/*/run.json")):
         results.setdefault(meta.parts[-3], {})[meta.parts[-2]] = read_result(meta.parent)
     files = {args.figures / f"{algo}.png": curves(algo, tasks) for algo, tasks in results.items()}
     pictures = [f"![learning curves of {algo}](benchmarks/figures/{algo}.png)" for algo in results]
-    readme = README.read_text()
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    section = "\n\n".join([BEGIN, *pictures, table(results), END])
-    files[README] = (before + section + after).encode()
+    readme = replace_section(README.read_text(), BEGIN, END, "\n\n".join([*pictures, table(results)]))
+    readme = replace_section(readme, BEGIN_BEHAVIOURS, END_BEHAVIOURS, behaviours(args.results / "behaviours"))
+    files[README] = readme.encode()
     different = [path for path, content in files.items() if not path.exists() or path.read_bytes() != content]
     for path in different:
         print(f"{'not what the data gives' if args.check else 'written'}: {path.relative_to(HERE.parent)}")
