@@ -98,7 +98,7 @@ class Args:
     ent_coef: float = 0.0  # weight of the entropy bonus
     max_grad_norm: float = 0.5  # norm to which each seed's gradient is clipped
     hidden_size: int = 64  # units in each of the two hidden layers
-    log_std_init: float = -1.0  # logarithm of the first standard deviation, in units of half the action range
+    log_std_init: float = -0.7  # logarithm of the first standard deviation, in units of half the action range
 
     # Speed
     env_threads: int = 0  # threads of EnvPool; 0 is one per core
@@ -477,10 +477,11 @@ def train(args: Args) -> list[Path]:
         step, iterations = step + args.batch_size, iterations + 1
 
         # Report
-        if due(step, args.batch_size, 100, last):
+        evaluation_due = due(step, args.batch_size, args.num_evaluations, last)
+        if evaluation_due or due(step, args.batch_size, 100, last):
             log.stop_clock()
             returns = None
-            if due(step, args.batch_size, args.num_evaluations, last):
+            if evaluation_due:
                 episodes = args.final_eval_episodes if step == last else args.eval_episodes
                 returns = evaluate(agent, args, episodes, step)["return"].mean(1)
             means = {name: (total / iterations).tolist() for name, total in losses.items()}
@@ -784,7 +785,7 @@ def evaluate(
             frames.append(envs.render(env_ids=range(running.size)))
         rows = torch.as_tensor(obs.reshape(*shape, -1), dtype=torch.float32, device=agent.device)
         actions = agent.deterministic_action(rows).nan_to_num().cpu().numpy()
-        actions = actions.reshape(-1, *envs.single_action_space.shape)
+        actions = actions.reshape(-1, *envs.single_action_space.shape).astype(envs.single_action_space.dtype)
         obs, rewards, terminated, truncated, info = envs.step(actions)
         totals["return"] += running * rewards.reshape(shape)
         totals["length"] += running
