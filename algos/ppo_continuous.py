@@ -98,7 +98,7 @@ class Args:
     ent_coef: float = 0.0  # weight of the entropy bonus
     max_grad_norm: float = 0.5  # norm to which each seed's gradient is clipped
     hidden_size: int = 64  # units in each of the two hidden layers
-    log_std_init: float = -0.7  # logarithm of the first standard deviation, in units of half the action range
+    log_std_init: float = -0.5  # logarithm of the first standard deviation, in units of half the action range
 
     # Speed
     env_threads: int = 0  # threads of EnvPool; 0 is one per core
