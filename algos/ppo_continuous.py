@@ -25,8 +25,8 @@ Details that matter:
  3. obs[t + 1] is the true next observation of every valid row, the last of an episode included. So truncation
     bootstraps from V(obs[t + 1]); termination does not; the trace of GAE is cut at both.
  4. Observations and rewards are normalised by running statistics that stand still during an iteration: the ratio of
-    the first minibatch is exactly 1. Evaluation uses the same statistics, frozen, and the return as the task gives it.
- 5. The policy works in [-1, 1] and its actions are scaled to the task's bounds; they are clipped where they leave for
+    the first minibatch is 1. Evaluation uses the same statistics, frozen, and the return as the task gives it.
+ 5. The policy's unit is half the action range. Actions are scaled and clipped to the task's bounds where they leave for
     the simulator, while the log-probability is that of the action before clipping.
  6. Advantages are normalised once per iteration over the seed's whole batch, reset rows left out.
  7. Orthogonal initialisation (gain sqrt 2, the policy's last layer 0.01), state-independent standard deviation, Adam
@@ -51,8 +51,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-with contextlib.suppress(OSError):  # EnvPool films without a screen if this library is there before it is
-    ctypes.CDLL("libEGL.so.1", ctypes.RTLD_GLOBAL)
+try:  # EnvPool films without a screen if this library is loaded first, and ends the process if it is not there
+    HAS_EGL = bool(ctypes.CDLL("libEGL.so.1", ctypes.RTLD_GLOBAL))
+except OSError:
+    HAS_EGL = False
 
 import envpool
 import gymnasium
@@ -177,8 +179,10 @@ class Agent(nn.Module):
         self.return_stats = RunningMeanStd(S, 1)
         low, high = torch.tensor(action_space.low).float().ravel(), torch.tensor(action_space.high).float().ravel()
         bounded = low.isfinite() & high.isfinite()  # without bounds the policy's unit is the task's own
-        self.register_buffer("action_scale", torch.where(bounded, (high - low) / 2, 1.0).repeat(S, 1, 1))
-        self.register_buffer("action_bias", torch.where(bounded, (high + low) / 2, 0.0).repeat(S, 1, 1))
+        self.register_buffer("action_low", low, persistent=False)
+        self.register_buffer("action_high", high, persistent=False)
+        self.register_buffer("action_scale", torch.where(bounded, (high - low) / 2, 1.0), persistent=False)
+        self.register_buffer("action_bias", torch.where(bounded, (high + low) / 2, 0.0), persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -188,8 +192,8 @@ class Agent(nn.Module):
         return ((obs - self.obs_stats.mean) * (self.obs_stats.var + 1e-8).rsqrt()).clamp(-10, 10)
 
     def to_bounds(self, actions: Tensor) -> Tensor:
-        """Clip actions of the policy and scale them to what the task takes."""
-        return actions.clamp(-1, 1) * self.action_scale + self.action_bias
+        """Scale actions of the policy to the task's range and clip them to it."""
+        return (actions * self.action_scale + self.action_bias).clamp(self.action_low, self.action_high)
 
     def deterministic_action(self, obs: Tensor) -> Tensor:
         """The policy's mean, ready for the task: obs [S, B, D] as the task gives it, actions [S, B, A]."""
@@ -295,7 +299,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, valid: Tenso
 def adapt_kl_coef(kl_coef: Tensor, kl: Tensor, target_kl: float) -> Tensor:
     """Section 4 of the paper: double the penalty where the policy moved too far, halve it where it hardly moved."""
     factor = torch.where(kl > target_kl * 1.5, 2.0, torch.where(kl < target_kl / 1.5, 0.5, 1.0))
-    return kl_coef * factor
+    return (kl_coef * factor).clamp(1e-4, 1e4)  # at 0 or infinity it would stay there
 
 
 def clip_grad_norm(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
@@ -324,7 +328,7 @@ def compute_batch(agent: Agent, rollout: dict[str, Tensor], carry: Tensor, args:
     agent.return_stats.update(seeds_first(sums).unsqueeze(-1), valid)
     rewards = (rewards * (agent.return_stats.var + 1e-8).rsqrt().squeeze(-1)).clamp(-10, 10)
     advantages = compute_gae(rewards, values, rollout["terminated"], done, args.gamma, args.gae_lambda)
-    batch = {"obs": obs[:, : args.batch_size], "actions": seeds_first(rollout["actions"]), "valid": valid}
+    batch = {"obs": obs[:, : args.batch_size], "actions": seeds_first(rollout["actions"])}
     batch["old_mean"] = agent.actor(batch["obs"])
     batch["old_log_std"] = agent.log_std.detach().expand_as(batch["old_mean"])
     batch["old_log_probs"] = normal_log_prob(batch["actions"], batch["old_mean"], agent.log_std)
@@ -334,7 +338,9 @@ def compute_batch(agent: Agent, rollout: dict[str, Tensor], carry: Tensor, args:
     if args.norm_adv:
         centred = batch["advantages"] - masked_mean(batch["advantages"], valid)[:, None]
         batch["advantages"] = centred / (masked_var(centred, valid).sqrt()[:, None] + 1e-8)
-    return batch
+    # The losses mask reset rows, but in their gradients what is not finite would outlive a factor of 0.
+    batch = {name: torch.where(valid.view(valid.shape + (1,) * (x.dim() - 2)), x, 0) for name, x in batch.items()}
+    return batch | {"valid": valid}
 
 
 LOSSES = ("policy_loss", "value_loss", "entropy", "clipfrac", "grad_norm", "approx_kl", "explained_variance")
@@ -389,7 +395,7 @@ def train(args: Args) -> list[Path]:
     S, N, T, last = args.num_seeds, args.num_envs, args.num_steps, args.num_iterations * args.batch_size
     device = select_device(args)
     on_cuda = device.type == "cuda"
-    folders, saved = open_run(args, device)
+    folders, saved = find_checkpoint(args, device)
     step = saved["global_step"] if saved else 0
     envs = make_envs(args, spaced_seeds(args, N, 0, step))  # a simulator cannot be saved: resuming starts new episodes
     check_spaces(envs, args, gymnasium.spaces.Box)
@@ -401,7 +407,8 @@ def train(args: Args) -> list[Path]:
     state = agent.state_dict() | optimizer_state(optimizer, "adam") | {"kl_coef": kl_coef}  # all that training changes
     if saved:
         restore(state, saved["state"])
-    log = RunLog(args, device, folders, saved)
+    failed = diverged(agent)
+    log = RunLog(args, device, folders or claim_folders(args), saved)
 
     # Collected in host memory (pinned, for CUDA), then shipped to the device in one piece.
     shapes = {"obs": (T + 1, S, N, agent.obs_dim), "actions": (T, S, N, agent.action_dim), "rewards": (T, S, N)}
@@ -448,58 +455,61 @@ def train(args: Args) -> list[Path]:
     torch.manual_seed(spaced_seeds(args, 1, 2, step)[0])  # noise and minibatches of all seeds come from one stream
 
     next_obs, done, iterations, saved_at = envs.reset()[0], np.zeros((S, N), bool), 0, time.perf_counter()
-    signals, failed = catch_signals(), set()
-    while step < last and not signals and len(failed) < S:
-        # Collect T steps of every environment
-        for t in range(T):
-            obs_in.copy_(torch.from_numpy(next_obs.reshape(S, N, -1)))
-            act()
-            if on_cuda:
-                torch.cuda.current_stream(device).synchronize()
-            data["obs"][t], data["actions"][t] = obs_in, action_out
-            data["valid"][t] = ~done  # the step after the last one of an episode only resets
-            env_actions = np.nan_to_num(env_action_out.numpy())  # a NaN would stay in the simulator for good
-            next_obs, rewards, terminated, truncated, _ = envs.step(env_actions.reshape(S * N, *action_shape))
-            done = (terminated | truncated).reshape(S, N)
-            data["rewards"][t], data["terminated"][t] = rewards.reshape(S, N), terminated.reshape(S, N)
-            data["done"][t] = done
-            log.count(data["rewards"][t], done, data["valid"][t])
-        data["obs"][T] = next_obs.reshape(S, N, -1)
-        for name, tensor in collected.items():
-            rollout[name].copy_(tensor, non_blocking=True)
+    with catch_signals() as signals:
+        while step < last and len(failed) < S:
+            # Collect T steps of every environment
+            for t in range(T):
+                obs_in.copy_(torch.from_numpy(next_obs.reshape(S, N, -1)))
+                act()
+                if on_cuda:
+                    torch.cuda.current_stream(device).synchronize()
+                data["obs"][t], data["actions"][t] = obs_in, action_out
+                data["valid"][t] = ~done  # the step after the last one of an episode only resets
+                env_actions = np.nan_to_num(env_action_out.numpy())  # a NaN would stay in the simulator for good
+                next_obs, rewards, terminated, truncated, _ = envs.step(env_actions.reshape(S * N, *action_shape))
+                done = (terminated | truncated).reshape(S, N)
+                data["rewards"][t], data["terminated"][t] = rewards.reshape(S, N), terminated.reshape(S, N)
+                data["done"][t] = done
+                log.count(data["rewards"][t], done, data["valid"][t])
+            data["obs"][T] = next_obs.reshape(S, N, -1)
+            for name, tensor in collected.items():
+                rollout[name].copy_(tensor, non_blocking=True)
 
-        # Advantages once, then several passes over the batch
-        learning_rate.fill_(args.learning_rate * (1 - step / last if args.anneal_lr else 1))
-        prepare()
-        for _ in range(args.update_epochs):
-            update_epoch()
-        finish()
-        step, iterations = step + args.batch_size, iterations + 1
+            # Advantages once, then several passes over the batch
+            learning_rate.fill_(args.learning_rate * (1 - step / last if args.anneal_lr else 1))
+            prepare()
+            for _ in range(args.update_epochs):
+                update_epoch()
+            finish()
+            step, iterations = step + args.batch_size, iterations + 1
 
-        # Report
-        evaluation_due = due(step, args.batch_size, args.num_evaluations, last)
-        if evaluation_due or due(step, args.batch_size, 100, last):
-            log.stop_clock()
-            returns = None
-            if evaluation_due:
-                episodes = args.final_eval_episodes if step == last else args.eval_episodes
-                returns = evaluate(agent, args, episodes, step)["return"].mean(1)
-            means = {name: (total / iterations).tolist() for name, total in losses.items()}
-            log.report(step, means, returns)
-            torch._foreach_zero_(list(losses.values()))
-            iterations = 0
-        if signals or step == last or time.perf_counter() - saved_at > args.checkpoint_seconds:
-            failed = save_run(args, log, agent, state, step)
-            saved_at = time.perf_counter()
+            # Report
+            evaluation_due = due(step, args.batch_size, args.num_evaluations, last)
+            if evaluation_due or due(step, args.batch_size, 100, last):
+                means = {name: (total / iterations).tolist() for name, total in losses.items()}  # waits for the device
+                log.stop_clock()
+                returns = None
+                if evaluation_due:
+                    episodes = args.final_eval_episodes if step == last else args.eval_episodes
+                    returns = evaluate(agent, args, episodes, step)["return"].mean(1)
+                log.report(step, means, returns)
+                torch._foreach_zero_(list(losses.values()))
+                iterations = 0
+            stop = bool(signals)
+            if stop or step == last or time.perf_counter() - saved_at > args.checkpoint_seconds:
+                failed = save_run(args, log, agent, state, step)
+                saved_at = time.perf_counter()
+            if stop:
+                break
     envs.close()
     log.close()
     if args.capture_video and step == last:
-        capture_video(agent, args, folders)
+        capture_video(agent, args, log.folders)
     if failed:
-        print(f"diverged, their last good agent is kept: seeds {', '.join(str(args.seed + k) for k in failed)}")
-    if signals or failed:
+        print(f"diverged: seeds {', '.join(str(args.seed + k) for k in failed)}; their agent.pt is the last good one")
+    if step < last or failed:
         raise SystemExit(128 + signals[0] if signals else 1)
-    return folders
+    return log.folders
 
 
 # ======================================================================================================================
@@ -526,6 +536,8 @@ def check_ranges(args: "Args") -> None:
             refuse(f"{name} = {value} is out of range")
     if args.capture_video not in (None, "gif", "mp4"):
         refuse(f"capture_video is gif or mp4, not {args.capture_video!r}")
+    if args.capture_video and not HAS_EGL:
+        refuse("capture_video needs the library libEGL.so.1 (Debian, Ubuntu: apt install libegl1)")
     if args.num_iterations < 1:
         refuse(f"total_timesteps = {args.total_timesteps} is less than one rollout of {args.batch_size} steps")
 
@@ -537,6 +549,10 @@ def select_device(args: Args) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         refuse(f"device {args.device!r} cannot be used: {str(error).splitlines()[0]}")
+    if device.type not in ("cpu", "cuda"):
+        refuse(f"device {args.device!r} is neither a CPU nor a CUDA device")
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)  # graphs are captured on the current device
     return device
 
 
@@ -567,8 +583,11 @@ def make_envs(args: Args, env_seeds: list[int], render_mode: str | None = None) 
     gymnasium.vector.VectorEnv that resets on the next step, which is Gymnasium's default, will do."""
     settings = task_settings(args.env_id, args.env_kwargs)
     threads = min(args.env_threads or os.cpu_count() or 1, len(env_seeds))
-    settings |= {"num_envs": len(env_seeds), "num_threads": threads, "env_seed": env_seeds}
-    return envpool.make(args.env_id, "gymnasium", render_mode=render_mode, **settings)
+    pool = {"num_envs": len(env_seeds), "num_threads": threads, "env_seed": env_seeds, "render_mode": render_mode}
+    try:
+        return envpool.make(args.env_id, "gymnasium", **pool, **settings)
+    except Exception as error:  # a task whose libraries are missing, a value that the task cannot take
+        refuse(f"EnvPool cannot make {args.env_id} {settings or ''}: {str(error).splitlines()[0]}")
 
 
 def spaced_seeds(args: Args, num_envs: int, *stream: int) -> list[int]:
@@ -614,7 +633,10 @@ class RunLog:
         step, self.seconds, self.rows, episodes = ((saved or new)[name] for name in new)
         self.episodes = [deque(finished, maxlen=100) for finished in episodes]  # return and length of the last 100
         self.folders, self.reported, self.since = folders, (step, self.seconds), time.perf_counter()
-        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+        commit = None
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, or a file outside of a repository
+            words = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+            commit = subprocess.check_output(words, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True)
         packages = {package.__name__: package.__version__ for package in (torch, np, envpool, gymnasium)}
         gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
         config = {
@@ -622,10 +644,9 @@ class RunLog:
             "trained_timesteps": total,
             "versions": {"python": platform.python_version(), **packages},
             "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "device": str(device), "gpu": gpu},
-            "git_commit": git.stdout.strip() if git.returncode == 0 else None,
+            "git_commit": commit and commit.strip(),
         }
         for k, folder in enumerate(folders):
-            folder.mkdir(parents=True, exist_ok=True)
             config["args"]["seed"] = args.seed + k
             with replacing(folder / "config.json") as path:
                 path.write_text(json.dumps(config, indent=2))
@@ -711,33 +732,42 @@ def restore(state: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
         tensor.copy_(saved[name])
 
 
-def save_run(args: Args, log: RunLog, agent: nn.Module, state: dict[str, Tensor], step: int) -> set[int]:
-    """checkpoint.pt in the first seed's folder: all that training needs again, for all seeds. agent.pt in each folder:
-    all that acting needs. Returns the seeds that have diverged, whose last good agent is kept."""
+def diverged(agent: nn.Module) -> list[int]:
+    """The seeds (counted from 0) of which a weight or a statistic is not finite any more."""
     finite = torch.stack([tensor.isfinite().flatten(1).all(1) for tensor in agent.state_dict().values()]).all(0)
+    return (~finite).nonzero().flatten().tolist()
+
+
+def save_run(args: Args, log: RunLog, agent: nn.Module, state: dict[str, Tensor], step: int) -> list[int]:
+    """checkpoint.pt in the first seed's folder: all that training needs again, for all seeds. agent.pt in each folder:
+    all that acting needs. Nothing overwrites the last good agent of a seed that has diverged; returns those seeds."""
+    failed = diverged(agent)
+    for writer in log.writers:
+        writer.flush()
     for k, folder in enumerate(log.folders):
-        if finite[k]:
+        if k not in failed:
             own = {name: tensor[k : k + 1].clone() for name, tensor in agent.state_dict().items()}
             save(folder / "agent.pt", "agent", args=asdict(args) | {"seed": args.seed + k, "num_seeds": 1}, agent=own)
-    if finite.any():
+    if len(failed) < args.num_seeds:
         content = {"args": asdict(args), "global_step": step, "seconds": log.clock(), "rows": log.rows}
         content |= {"episodes": [list(own) for own in log.episodes], "folders": [folder.name for folder in log.folders]}
         save(log.folders[0] / "checkpoint.pt", "checkpoint", state=state, **content)
-    return set((~finite).nonzero().flatten().tolist())
+    return failed
 
 
-def open_run(args: Args, device: torch.device) -> tuple[list[Path], dict[str, Any] | None]:
-    """A folder per seed, and the checkpoint to go on from, if any."""
+def find_checkpoint(args: Args, device: torch.device) -> tuple[list[Path], dict[str, Any] | None]:
+    """The folders and the content of the checkpoint to go on from; none if there is none."""
 
     def differences(saved: dict[str, Any]) -> list[str]:
         now, then = asdict(args), saved["args"]
         free = ("resume", "run_dir") + ("total_timesteps",) * (now["total_timesteps"] >= then["total_timesteps"])
         return [name for name in now if name not in free and now[name] != then.get(name)]
 
-    stem, parent = f"{args.env_id.replace('/', '_')}__{args.exp_name}__", Path(args.run_dir)
     candidates = [Path(args.resume)] if args.resume else []
     if args.resume == "auto":
-        found = parent.glob(f"{stem}{args.seed}__*/checkpoint.pt")
+        found = Path(args.run_dir).glob(
+            f"{args.env_id.replace('/', '_')}__{args.exp_name}__{args.seed}__*/checkpoint.pt"
+        )
         candidates = sorted(found, key=lambda path: path.parent.name.rpartition("__")[2], reverse=True)
     for path in candidates:
         saved = load(path, "checkpoint", device)
@@ -747,23 +777,38 @@ def open_run(args: Args, device: torch.device) -> tuple[list[Path], dict[str, An
             return [first, *(first.parent / name for name in saved["folders"][1:])], saved
         if args.resume != "auto":
             refuse(f"{path} was made with another {', '.join(names)}")
-    stamp = int(time.time())
-    while any(parent.glob(f"{stem}*__{stamp}")):
+    return [], None
+
+
+def claim_folders(args: Args) -> list[Path]:
+    """A new folder per seed. The time in their name is moved on if another run has been faster."""
+    stem, stamp = f"{args.env_id.replace('/', '_')}__{args.exp_name}", int(time.time())
+    while True:
+        folders = [Path(args.run_dir, f"{stem}__{args.seed + k}__{stamp}") for k in range(args.num_seeds)]
+        if not any(folder.exists() for folder in folders):
+            with contextlib.suppress(FileExistsError):
+                for folder in folders:
+                    folder.mkdir(parents=True)
+                return folders
         stamp += 1
-    return [parent / f"{stem}{args.seed + k}__{stamp}" for k in range(args.num_seeds)], None
 
 
-def catch_signals() -> list[int]:
-    """Ctrl-C and SIGTERM put their number into the list, which the loop looks at; a second one ends the process."""
+@contextlib.contextmanager
+def catch_signals() -> Iterator[list[int]]:
+    """In here, Ctrl-C and SIGTERM put their number into the list, for the loop to look at; a second one ends the
+    process as ever."""
     signals: list[int] = []
 
     def note(number: int, _: Any) -> None:
         signals.append(number)
         signal.signal(number, signal.SIG_DFL)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, note)
-    return signals
+    handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 # ----------------------------------------------------------------------------------------------------------- Evaluation
@@ -771,20 +816,21 @@ def catch_signals() -> list[int]:
 
 @torch.no_grad()
 def evaluate(
-    agent: "Agent", args: Args, num_episodes: int, step: int, frames: list[np.ndarray] | None = None
+    agent: "Agent", args: Args, num_episodes: int, step: int, frames: list[np.ndarray] | None = None, every: int = 1
 ) -> dict[str, np.ndarray]:
     """The first episode of each of `num_episodes` fresh environments per seed, by the deterministic action and the
     agent's frozen statistics. Arrays are [S, num_episodes]; `return` is the task's own, neither normalised nor
-    discounted; the x velocity and the mean squared action are means over the episode. Appends to `frames`."""
+    discounted, NaN for a seed that has diverged; the x velocity and the mean squared action are means over the
+    episode. With `frames`, a list, it films: one picture of every environment each `every` steps."""
     shape = (args.num_seeds, num_episodes)
     envs = make_envs(args, spaced_seeds(args, num_episodes, 1, step), None if frames is None else "rgb_array")
     totals = {name: np.zeros(shape) for name in ("return", "length", "x_velocity", "squared_action")}
     running, (obs, _) = np.ones(shape, bool), envs.reset()
     while running.any():
-        if frames is not None:
+        if frames is not None and totals["length"].max() % every == 0:
             frames.append(envs.render(env_ids=range(running.size)))
         rows = torch.as_tensor(obs.reshape(*shape, -1), dtype=torch.float32, device=agent.device)
-        actions = agent.deterministic_action(rows).nan_to_num().cpu().numpy()
+        actions = agent.deterministic_action(rows).nan_to_num().cpu().numpy()  # a NaN would spoil the pool
         actions = actions.reshape(-1, *envs.single_action_space.shape).astype(envs.single_action_space.dtype)
         obs, rewards, terminated, truncated, info = envs.step(actions)
         totals["return"] += running * rewards.reshape(shape)
@@ -793,15 +839,18 @@ def evaluate(
         totals["squared_action"] += running * np.square(actions).reshape(*shape, -1).mean(-1)
         running &= ~(terminated | truncated).reshape(shape)
     envs.close()
+    totals["return"][diverged(agent)] = np.nan
     return totals | {name: totals[name] / totals["length"] for name in ("x_velocity", "squared_action")}
 
 
 def capture_video(agent: "Agent", args: Args, folders: list[Path]) -> None:
-    """One episode of each seed's agent, some ten seconds long, to videos/ in its run folder."""
+    """One episode of each seed's agent, some ten seconds long, to videos/ in its run folder. EnvPool only."""
+    lengths = evaluate(agent, args, 1, args.total_timesteps)["length"][:, 0].astype(int)  # the same episodes, unfilmed
     frames: list[np.ndarray] = []
-    lengths = evaluate(agent, args, 1, args.total_timesteps, frames)["length"][:, 0].astype(int)
+    every = max(1, lengths.max() // 250)
+    evaluate(agent, args, 1, args.total_timesteps, frames, every)
     for k, folder in enumerate(folders):
-        film = [frame[k] for frame in frames[: lengths[k] : max(1, lengths[k] // 250)]]
+        film = [frame[k] for frame in frames[: -(-lengths[k] // every)]]
         path = folder / "videos" / f"episode.{args.capture_video}"
         path.parent.mkdir(exist_ok=True)
         if args.capture_video == "gif":

@@ -75,11 +75,15 @@ class Job:
             self.process = subprocess.Popen(words, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
 
     def folders(self) -> list[Path]:
-        """The newest run's folders, in the order of the seeds; empty before it has written its metrics."""
+        """The run's folders, in the order of the seeds; empty before it has written its metrics. The script says on its
+        second line which they are: with `--resume auto` it is not always the newest."""
+        output = self.runs / "output.txt"
+        lines = output.read_text().splitlines() if output.exists() else []
+        first = Path(lines[1]) if len(lines) > 1 else Path("nowhere")
+        head, _, rest = first.name.partition(f"__{self.args.seed}__")
         seeds = range(self.args.seed, self.args.seed + self.args.num_seeds)
-        stamps = sorted({folder.name.rpartition("__")[2] for folder in self.runs.glob("*__*")})
-        found = [next(self.runs.glob(f"*__{seed}__{stamp}"), None) for stamp in stamps[-1:] for seed in seeds]
-        return found if all(folder and (folder / "metrics.csv").exists() for folder in found) else []
+        found = [first.parent / f"{head}__{seed}__{rest}" for seed in seeds]
+        return found if all((folder / "metrics.csv").exists() for folder in found) else []
 
     def steps(self) -> int:
         """Environment steps per seed done so far."""
@@ -91,7 +95,7 @@ class Job:
         """Copy what the runs reported into the results folder."""
         rows = []
         for folder in self.folders():
-            seed = folder.name.split("__")[-2]
+            seed = json.loads((folder / "config.json").read_text())["args"]["seed"]
             rows += [{"seed": seed, **row} for row in read_rows(folder / "metrics.csv")]
         config = json.loads((self.folders()[0] / "config.json").read_text())
         for private in ("run_dir", "resume", "evaluate"):

@@ -90,7 +90,7 @@ def test_truncation_bootstraps_and_termination_does_not(ppo):
 def test_a_reset_row_changes_nothing(ppo):
     args = ppo.Args(num_seeds=2, num_envs=4, num_steps=8, num_minibatches=4)
     results = []
-    for filler in (0.0, 1e3, -7.0):
+    for filler in (0.0, 1e3, -7.0, float("nan")):
         rollout = random_rollout(ppo, args)
         reset_rows = ~rollout["valid"]
         assert reset_rows.any()
@@ -101,6 +101,19 @@ def test_a_reset_row_changes_nothing(ppo):
         results.append([*losses.values(), *gradients, *agent.state_dict().values()])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_a_last_observation_that_is_not_finite_stays_where_it_is(ppo):
+    """A task may end an episode because its state has blown up: no value is bootstrapped from it, no weight sees it."""
+    args = ppo.Args(num_seeds=2, num_envs=4, num_steps=8, num_minibatches=4)
+    rollout = random_rollout(ppo, args)
+    after_termination = torch.zeros(9, 2, 4, dtype=torch.bool)
+    after_termination[1:] = rollout["terminated"]
+    assert after_termination[:8].any()
+    rollout["obs"][after_termination] = torch.nan
+    agent, optimizer = learner(ppo, args)
+    iteration(ppo, agent, optimizer, rollout, args)
+    assert all(tensor.isfinite().all() for tensor in agent.state_dict().values())
 
 
 def test_advantages_are_normalised_over_valid_rows(ppo):
@@ -140,6 +153,24 @@ def test_kl_penalty_by_hand(ppo):
     assert loss.item() == pytest.approx(-(2 + 3) / 2 + 4 * 0.2)
     kl_coef = ppo.adapt_kl_coef(torch.tensor([1.0, 1.0, 1.0]), torch.tensor([0.016, 0.01, 0.006]), 0.01)
     assert kl_coef.tolist() == [2.0, 1.0, 0.5]
+    for kl, bound in ((1.0, 1e4), (0.0, 1e-4)):  # neither end is one of no return
+        kl_coef = torch.tensor([1.0])
+        for _ in range(200):
+            kl_coef = ppo.adapt_kl_coef(kl_coef, torch.tensor([kl]), 0.01)
+        assert kl_coef.item() == pytest.approx(bound)
+
+
+def test_actions_stay_within_bounds_of_any_kind(ppo):
+    for low, high in ((-2.0, 2.0), (-0.3, 0.7), (0.0, np.inf), (-np.inf, np.inf)):
+        space = gymnasium.spaces.Box(low, high, (1,))
+        agent = ppo.Agent(WALKER[0], space, ppo.Args())
+        actions = agent.to_bounds(torch.linspace(-5, 5, 11).reshape(1, 11, 1)).flatten()
+        assert actions.min() >= low
+        assert actions.max() <= high
+        if np.isfinite([low, high]).all():  # -1 and 1 of the policy are the bounds
+            assert actions[[4, 5, 6]].tolist() == pytest.approx([low, (low + high) / 2, high])
+        else:  # the unit is the task's own
+            assert actions[-1] == 5
 
 
 def test_kl_penalty_is_used_and_adapted_per_seed(ppo):

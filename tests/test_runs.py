@@ -108,7 +108,7 @@ def test_resuming_continues_where_the_run_was_killed(script, quick):
     assert 0 < before["global_step"] < longer["total_timesteps"]
     # the same command with `--resume auto` finds it; shortened is refused, so that the test need not run it all
     args = script.Args(num_seeds=2, **longer | {"resume": "auto"})
-    folders, saved = script.open_run(args, torch.device("cpu"))
+    folders, saved = script.find_checkpoint(args, torch.device("cpu"))
     assert folders[0] == found[0].parent
     assert saved["global_step"] == before["global_step"]
     process = subprocess.Popen(command(script, longer, num_seeds=2, resume="auto"))
@@ -213,12 +213,17 @@ def test_a_seed_that_diverges_is_named_and_the_others_go_on(script, quick, monke
     assert stop.value.code == 1
     printed = capsys.readouterr().out
     assert "diverged" in printed
-    assert printed.rstrip().endswith("seeds 2")
+    assert "diverged: seeds 2;" in printed
     folders = sorted(Path(quick["run_dir"]).iterdir())
     for k, folder in enumerate(folders):
         agent = torch.load(folder / "agent.pt", weights_only=True)["agent"]  # of seed 2, the last good one
         assert all(tensor.isfinite().all() for tensor in agent.values()), k
-        assert (read_metrics(folder)[-1]["eval_return"] != "") == (k != 1) or k == 1
+        assert (read_metrics(folder)[-1]["eval_return"] != "") == (k != 1)  # zero actions are no result
+    with pytest.raises(SystemExit) as stop:  # complete, and still not a success
+        script.train(
+            script.Args(num_seeds=3, **quick | {"env_id": "Reach", "checkpoint_seconds": 0.0, "resume": "auto"})
+        )
+    assert stop.value.code == 1
     assert read_metrics(folders[0])[-1]["global_step"] == "640"
 
 
@@ -245,6 +250,25 @@ def test_video(script, quick):
     assert np.abs(frames[0].astype(int) - frames[-1].astype(int)).max() > 50  # something moves
 
 
+def test_runs_of_the_same_second_do_not_share_a_folder(script, quick, monkeypatch):
+    monkeypatch.setattr(script.time, "time", lambda: 1e9)
+    args = script.Args(num_seeds=3, **quick)
+    first, second = script.claim_folders(args), script.claim_folders(args)
+    assert len({*first, *second}) == 6
+    assert all(folder.is_dir() for folder in first + second)
+
+
+def test_without_git_a_run_is_recorded_all_the_same(script, quick, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    (folder,) = script.train(script.Args(**quick))
+    assert json.loads((folder / "config.json").read_text())["git_commit"] is None
+
+
+def test_films_are_refused_where_they_cannot_be_made(script, quick, monkeypatch, capsys):
+    monkeypatch.setattr(script, "HAS_EGL", False)
+    assert "libegl1" in refusal(capsys, lambda: script.Args(**quick | {"capture_video": "gif"}))
+
+
 # --------------------------------------------------------------------------------------------------------- bad input
 
 BAD_INPUT = {
@@ -260,6 +284,9 @@ BAD_INPUT = {
     "unknown kind of film": ({"capture_video": "avi"}, "avi"),
     "missing checkpoint": ({"resume": "nowhere/checkpoint.pt"}, "nowhere"),
     "missing agent": ({"evaluate": "nowhere"}, "nowhere"),
+    "task setting out of range": ({"env_kwargs": {"max_episode_steps": "99999999999"}}, "max_episode_steps"),
+    "file that is not there": ({"env_kwargs": {"xml_file": "nothing.xml"}, "env_id": "Walker2d-v4"}, "nothing.xml"),
+    "device that cannot train": ({"device": "meta"}, "meta"),
     "unknown device": ({"device": "abacus"}, "abacus"),
 }
 if not torch.cuda.is_available():
