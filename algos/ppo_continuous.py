@@ -45,6 +45,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -65,6 +66,8 @@ import tyro
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+warnings.filterwarnings("ignore", message=".*precision lowered by casting", module="gymnasium")
 
 
 @dataclass

@@ -43,9 +43,15 @@ def one_thread():
 
 
 @pytest.fixture
-def quick(tmp_path):
-    """Arguments of a run of a few iterations that leaves its files in a temporary folder."""
-    return {
+def a2c():
+    return load_script(ROOT / "algos" / "a2c.py")
+
+
+@pytest.fixture
+def quick(request, tmp_path):
+    """Arguments, as far as the script has them, of a run of ten iterations in a temporary folder."""
+    script = request.getfixturevalue("script" if "script" in request.fixturenames else "ppo")
+    everything = {
         "env_id": "InvertedPendulum-v4",
         "num_envs": 4,
         "num_steps": 16,
@@ -58,3 +64,4 @@ def quick(tmp_path):
         "env_threads": 2,
         "run_dir": str(tmp_path / "runs"),
     }
+    return {name: value for name, value in everything.items() if hasattr(script.Args, name)}

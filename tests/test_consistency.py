@@ -21,7 +21,7 @@ COMMON_ARGS = {
 }  # fmt: skip
 
 # Names that differ from script to script, and why.
-MAY_DIFFER = {"Args": "each algorithm has its own arguments", "Agent": "and networks", "train": "and loop"}
+MAY_DIFFER = {"Args": "each algorithm has its own arguments", "Agent": "its own networks", "train": "and its own loop"}
 
 
 def test_same_name_same_text():

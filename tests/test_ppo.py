@@ -286,3 +286,13 @@ def test_first_weights_do_not_depend_on_the_company(ppo):
     weights = agents[1].actor[0].weight
     assert not torch.equal(weights[0], weights[1])
     assert torch.allclose(weights[0] @ weights[0].T, 2 * torch.eye(5), atol=1e-5)  # orthogonal, gain sqrt 2
+
+
+@pytest.mark.slow
+def test_compiled_gradient_steps_are_those_of_eager_execution(ppo, quick):
+    states = []
+    for compiled in (False, True):
+        (folder,) = ppo.train(ppo.Args(compile=compiled, **quick))
+        states.append(torch.load(folder / "checkpoint.pt", weights_only=True)["state"])
+    for name, eager in states[0].items():
+        torch.testing.assert_close(states[1][name], eager, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")

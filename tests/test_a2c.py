@@ -1,0 +1,139 @@
+"""A2C's equations, against torch.distributions, slow loops and seeds alone. What is PPO's text is tested there."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from test_ppo import WALKER, random_rollout
+from test_runs import read_metrics
+
+CHOICES = gymnasium.spaces.Discrete(3)
+
+
+def learner(a2c, args, action_space=WALKER[1]):
+    agent = a2c.Agent(WALKER[0], action_space, args)
+    with torch.no_grad():
+        for parameter in agent.parameters():
+            parameter.add_(0.1 * torch.ones_like(parameter).cumsum(-1).sin())
+    return agent, torch.optim.RMSprop(agent.parameters(), torch.tensor(1e-3), alpha=0.99, eps=1e-5)
+
+
+def rollout_of(a2c, args, seed, discrete):
+    rollout = random_rollout(a2c, args, seed)
+    if discrete:
+        rollout["actions"] = torch.randint(3, (*rollout["actions"].shape[:-1], 1)).float()
+    return rollout
+
+
+def test_categorical_against_torch_distributions(a2c):
+    torch.manual_seed(0)
+    logits, actions = 3 * torch.randn(2, 50, 4), torch.randint(4, (2, 50, 1)).float()
+    expected = torch.distributions.Categorical(logits=logits)
+    policy = (logits,)
+    assert torch.allclose(a2c.log_prob(actions, policy), expected.log_prob(actions.squeeze(-1)), atol=1e-5)
+    assert torch.allclose(a2c.entropy(policy), expected.entropy(), atol=1e-5)
+
+
+def test_samples_follow_the_policy(a2c):
+    torch.manual_seed(0)
+    logits = torch.tensor([2.0, 0.0, -1.0]).expand(1, 100_000, 3)
+    counts = torch.bincount(a2c.sample((logits,)).long().flatten(), minlength=3) / 100_000
+    assert torch.allclose(counts, logits[0, 0].softmax(-1), atol=0.01)
+    mean, log_std = torch.full((1, 100_000, 2), 3.0), torch.tensor([[[-1.0, 0.5]]])
+    actions = a2c.sample((mean, log_std))
+    assert torch.allclose(actions.mean((0, 1)), torch.tensor([3.0, 3.0]), atol=0.02)
+    assert torch.allclose(actions.std((0, 1)), log_std[0, 0].exp(), rtol=0.02)
+
+
+@pytest.mark.parametrize("gae_lambda", [0.0, 1.0])
+def test_limits_of_lambda_are_the_td_error_and_the_n_step_advantage(a2c, gae_lambda):
+    args = a2c.Args(num_seeds=2, num_envs=3, num_steps=6, gae_lambda=gae_lambda, gamma=0.9)
+    rollout = random_rollout(a2c, args, seed=4)
+    values = torch.randn(7, 2, 3, generator=torch.Generator().manual_seed(0))
+    flags = rollout["terminated"], rollout["done"]
+    advantages = a2c.compute_gae(rollout["rewards"], values, *flags, args.gamma, gae_lambda)
+    for t, s, n in np.argwhere(rollout["valid"].numpy()):
+        total, discount, later = 0.0, 1.0, t
+        while True:
+            total += discount * rollout["rewards"][later, s, n].item()
+            discount *= args.gamma
+            if gae_lambda == 0 or flags[1][later, s, n] or later == 5:
+                break
+            later += 1
+        if not flags[0][later, s, n]:
+            total += discount * values[later + 1, s, n].item()
+        assert advantages[t, s, n].item() == pytest.approx(total - values[t, s, n].item(), abs=1e-5)
+
+
+def test_policy_gradient_by_hand(a2c):
+    """With one step of reward 1 in state s and V = 0, the gradient of the logits is (softmax - one-hot) * advantage."""
+    args = a2c.Args(num_seeds=1, num_envs=1, num_steps=1, max_grad_norm=1e9, vf_coef=0.0)
+    agent = a2c.Agent(WALKER[0], CHOICES, args)
+    with torch.no_grad():
+        for parameter in agent.parameters():
+            parameter.zero_()
+        agent.actor[-1].bias.copy_(torch.tensor([[[1.0, 0.0, -1.0]]]))
+    optimizer = torch.optim.RMSprop(agent.parameters(), torch.tensor(0.0))
+    flags = {name: torch.zeros(1, 1, 1, dtype=torch.bool) for name in ("terminated", "done")}
+    rollout = {"obs": torch.zeros(2, 1, 1, 5), "actions": torch.tensor([[[[2.0]]]]), "rewards": torch.ones(1, 1, 1)}
+    agent.return_stats.var.fill_(0.25)  # rewards are divided by its root
+    agent.return_stats.count.fill_(1e9)
+    agent.return_stats.mean.fill_(1.0)
+    a2c.update(agent, optimizer, rollout | flags | {"valid": ~flags["done"]}, torch.zeros(1, 1), args)
+    expected = (torch.tensor([1.0, 0.0, -1.0]).softmax(-1) - torch.tensor([0.0, 0.0, 1.0])) * 2
+    assert agent.actor[-1].bias.grad.flatten().tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_seeds_together_equal_seeds_alone_and_share_no_nan(a2c, discrete):
+    space = CHOICES if discrete else WALKER[1]
+    together = a2c.Args(num_seeds=3, num_envs=4, num_steps=8)
+    rollouts = [rollout_of(a2c, together, seed, discrete) for seed in range(4)]
+    agent, optimizer = learner(a2c, together, space)
+    dirty_agent, dirty_optimizer = learner(a2c, together, space)
+    carry, dirty_carry = torch.zeros(3, 4), torch.zeros(3, 4)
+    for rollout in rollouts:
+        a2c.update(agent, optimizer, rollout, carry, together)
+        dirty = {name: x.clone() for name, x in rollout.items()}
+        dirty["rewards"][:, 1] = torch.nan
+        a2c.update(dirty_agent, dirty_optimizer, dirty, dirty_carry, together)
+    assert a2c.diverged(agent) == []
+    assert a2c.diverged(dirty_agent) == [1]
+    for k in range(3):
+        alone = a2c.Args(seed=1 + k, num_envs=4, num_steps=8)
+        own_agent, own_optimizer = learner(a2c, alone, space)
+        own_carry = torch.zeros(1, 4)
+        for rollout in rollouts:
+            a2c.update(own_agent, own_optimizer, {n: x[:, k : k + 1] for n, x in rollout.items()}, own_carry, alone)
+        for name, ours in agent.state_dict().items():
+            theirs = own_agent.state_dict()[name]
+            torch.testing.assert_close(ours[k : k + 1], theirs, rtol=1e-3, atol=2e-5, msg=lambda m, n=name: n + m)
+            if k != 1:
+                assert torch.equal(ours[k], dirty_agent.state_dict()[name][k])
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_a_reset_row_changes_nothing(a2c, discrete):
+    args = a2c.Args(num_seeds=2, num_envs=4, num_steps=8)
+    results = []
+    for filler in (0.0, 2.0, float("nan")):
+        torch.manual_seed(0)
+        rollout = rollout_of(a2c, args, 0, discrete)
+        if not discrete:
+            rollout["actions"][~rollout["valid"]] = filler
+        rollout["rewards"][~rollout["valid"]] = filler
+        agent, optimizer = learner(a2c, args, CHOICES if discrete else WALKER[1])
+        losses = a2c.update(agent, optimizer, rollout, torch.zeros(2, 4), args)
+        results.append([*losses.values(), *agent.state_dict().values()])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adam"])
+def test_a2c_balances_the_cart_pole(a2c, tmp_path, optimizer):
+    args = a2c.Args(
+        env_id="CartPole-v1", total_timesteps=150_000, num_seeds=2, optimizer=optimizer, num_evaluations=1,
+        run_dir=str(tmp_path),
+    )  # fmt: skip
+    returns = [float(read_metrics(folder)[-1]["eval_return"]) for folder in a2c.train(args)]
+    assert min(returns) >= 475
