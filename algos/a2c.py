@@ -680,7 +680,7 @@ def load(path: Path, kind: str, device: torch.device) -> dict[str, Any]:
         content = torch.load(path, map_location=device, weights_only=True)
         found = content["kind"]
     except Exception as error:  # missing, truncated, corrupt and foreign files fail in many ways
-        refuse(f"{path} cannot be read as a {kind}: {(str(error) or repr(error)).splitlines()[0][:120]}")
+        refuse(f"{path} cannot be read as {kind}: {(str(error) or repr(error)).splitlines()[0][:120]}")
     if found != f"{Path(__file__).stem} {kind}":
         refuse(f"{path} is a {found}, not a {Path(__file__).stem} {kind}")
     return content

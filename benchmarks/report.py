@@ -28,6 +28,7 @@ README = HERE.parent / "README.md"
 BEGIN, END = "<!-- results: benchmarks/report.py writes what is between -->", "<!-- end of results -->"
 BEGIN_BEHAVIOURS = "<!-- behaviours: benchmarks/report.py writes what is between -->"
 END_BEHAVIOURS = "<!-- end of behaviours -->"
+BEGIN_SPEED, END_SPEED = "<!-- speed: benchmarks/report.py writes what is between -->", "<!-- end of speed -->"
 PUBLISHED_NAME = {"ppo_continuous": "ppo"}
 
 
@@ -132,13 +133,37 @@ def behaviours(folder: Path) -> str:
         with open(path, newline="") as file:
             episodes = list(csv.DictReader(file))
         columns = {name: np.array([float(row[name]) for row in episodes]) for name in episodes[0]}
-        name = path.stem.partition("_")[2]
+        name = path.stem.partition("_")[2].replace("_", " ")
         header, line = f"{header} {name} |", line + "---|"
         rows[0] += f" `{settings}` |" if settings else " none |"
         rows[1] += f" {columns['x_velocity'].mean():.2f} m/s |"
         rows[2] += f" {columns['squared_action'].mean():.3f} |"
         rows[3] += f" ![{name}](benchmarks/figures/{path.stem}.gif) |"
     return "\n".join([header, line, *rows])
+
+
+def speed(path: Path) -> str:
+    """The table of speed.json: medians, and where the time goes."""
+    result = json.loads(path.read_text())
+    hardware = result["hardware"]
+    lines = [f"{result['env_id']}, {hardware['cores']} cores ({hardware['machine']}), no GPU:", ""]
+    lines += ["| | environment steps per second, all seeds | range |", "|---|---:|---:|"]
+    for name, figures in result["steps_per_second"].items():
+        low, high = min(figures["each"]), max(figures["each"])
+        lines.append(f"| {name} | {figures['median']:,.0f} | {low:,.0f} to {high:,.0f} |")
+    times = " and ".join(f"{ratio:.1f} times with {name}" for name, ratio in result["times_stable_baselines3"].items())
+    lines += ["", f"Against Stable-Baselines3's PPO at the same epochs and minibatches: {times}."]
+    for name, share in result["share_of_time"].items():
+        parts = ", ".join(f"{part} {value:.0%}" for part, value in share.items())
+        lines.append(f"Where the time goes with {name}: {parts}.")
+    if goal := result.get("seconds_to_return"):
+        seconds = ", ".join(
+            f"{name} {'not within 1M steps' if np.isnan(value) else f'{value:.0f} s'}"
+            for name, value in goal.items()
+            if name != "return"
+        )
+        lines.append(f"Training until a mean return of {goal['return']:,.0f}: {seconds}.")
+    return "\n".join(lines)
 
 
 def replace_section(text: str, begin: str, end: str, content: str) -> str:
@@ -155,6 +180,7 @@ def main(args: Args) -> int:
     pictures = [f"![learning curves of {algo}](benchmarks/figures/{algo}.png)" for algo in results]
     readme = replace_section(README.read_text(), BEGIN, END, "\n\n".join([*pictures, table(results)]))
     readme = replace_section(readme, BEGIN_BEHAVIOURS, END_BEHAVIOURS, behaviours(args.results / "behaviours"))
+    readme = replace_section(readme, BEGIN_SPEED, END_SPEED, speed(args.results / "speed.json"))
     files[README] = readme.encode()
     different = [path for path, content in files.items() if not path.exists() or path.read_bytes() != content]
     for path in different:

@@ -1,0 +1,64 @@
+"""Train walkers with other rewards, and keep what they do: numbers from evaluation and a small film of each.
+
+python benchmarks/behaviours.py        # trains what is not there yet, some four minutes each on two cores
+
+The films and numbers of the README: benchmarks/figures/<name>.gif, benchmarks/results/behaviours/<name>.csv (100
+episodes) and <name>.json (what ran). report.py makes the README's table of them.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import imageio
+import numpy as np
+import tyro
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+BEHAVIOURS = {
+    "0_usual": [],
+    "1_backwards": ["forward_reward_weight", "-1"],
+    "2_standing still": ["forward_reward_weight", "0", "ctrl_cost_weight", "0.1"],
+    "3_sparing its torque": ["ctrl_cost_weight", "0.5"],
+}
+
+
+@dataclass
+class Args:
+    run_dir: Path = ROOT / "runs" / "behaviours"  # where the runs themselves stay
+    results: Path = ROOT / "benchmarks" / "results" / "behaviours"  # where the numbers go
+    figures: Path = ROOT / "benchmarks" / "figures"  # where the films go
+    env_threads: int = 0  # of the script
+
+
+def shrink(source: Path, target: Path) -> None:
+    """Every second picture at 160 x 160 in 64 colours: a film that a page can carry four of."""
+    frames = imageio.mimread(source, memtest=False)[::2]
+    images = [Image.fromarray(np.asarray(frame)[..., :3]).resize((160, 160)).quantize(64) for frame in frames]
+    images[0].save(target, save_all=True, append_images=images[1:], duration=80, loop=0)
+
+
+def main(args: Args) -> None:
+    script = str(ROOT / "algos" / "ppo_continuous.py")
+    for name, settings in BEHAVIOURS.items():
+        folder = args.run_dir / name.replace(" ", "_")
+        words = [sys.executable, script, "--env-id", "Walker2d-v4", "--run-dir", str(folder), "--resume", "auto"]
+        words += ["--env-threads", str(args.env_threads)] + ["--env-kwargs", *settings] * bool(settings)
+        subprocess.run(words, check=True)
+        (run,) = folder.glob("Walker2d-v4__*")
+        subprocess.run([sys.executable, script, "--evaluate", str(run), "--capture-video", "gif"], check=True)
+        config = json.loads((run / "config.json").read_text())
+        for private in ("run_dir", "resume", "evaluate"):
+            config["args"].pop(private)
+        stem = name.replace(" ", "_")
+        args.results.mkdir(parents=True, exist_ok=True)
+        (args.results / f"{stem}.json").write_text(json.dumps(config, indent=2) + "\n")
+        (args.results / f"{stem}.csv").write_text((run / "evaluation.csv").read_text())
+        shrink(run / "videos" / "episode.gif", args.figures / f"{stem}.gif")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
