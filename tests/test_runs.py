@@ -97,12 +97,13 @@ def test_resuming_continues_where_the_run_was_killed(script, quick):
         process = subprocess.Popen(command(script, longer, num_seeds=2), stdout=nothing, stderr=nothing)
     run_dir = Path(quick["run_dir"])
     deadline = time.time() + 120
-    while not (found := list(run_dir.glob("*__1__*/checkpoint.pt"))):
+    while not (len(list(run_dir.glob("*/metrics.csv"))) == 2 and list(run_dir.glob("*__1__*/checkpoint.pt"))):
         assert process.poll() is None
         assert time.time() < deadline
         time.sleep(0.1)
     time.sleep(1.0)
     process.kill()
+    found = list(run_dir.glob("*__1__*/checkpoint.pt"))
     process.wait()
     before = torch.load(found[0], weights_only=True)
     assert 0 < before["global_step"] < longer["total_timesteps"]
