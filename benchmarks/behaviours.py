@@ -22,7 +22,7 @@ BEHAVIOURS = {
     "0_usual": [],
     "1_backwards": ["forward_reward_weight", "-1"],
     "2_standing still": ["forward_reward_weight", "0", "ctrl_cost_weight", "0.1"],
-    "3_sparing its torque": ["ctrl_cost_weight", "0.5"],
+    "3_sparing its torque": ["ctrl_cost_weight", "0.1"],
 }
 
 
