@@ -150,7 +150,7 @@ def main(args: Args) -> None:
         "env_id": args.env_id,
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
         "steps_per_second": {name: {"median": rate[name], "each": each} for name, each in values.items()},
-        "times_stable_baselines3": {f"{n} seed": rate[f"ppo_continuous, {n}"] / peer for n in ("1 seed", "8 seeds")},
+        "times_stable_baselines3": {n: rate[f"ppo_continuous, {n}"] / peer for n in ("1 seed", "8 seeds")},
         "share_of_time": {"1 seed": shares(rate, "1 seed", 64), "8 seeds": shares(rate, "8 seeds", 512)},
     }
     if args.return_goal is not None:
