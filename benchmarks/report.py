@@ -126,7 +126,8 @@ def curves(algo: str, tasks: dict[str, dict]) -> bytes:
 
 def behaviours(folder: Path) -> str:
     """What walkers do that were trained with other rewards: each from the evaluation.csv of `--evaluate`."""
-    header, line, *rows = "| |", "|---|", "| `--env-kwargs` |", "| x velocity |", "| mean squared action (torque) |", "| |"
+    header, line = "| |", "|---|"
+    rows = ["| `--env-kwargs` |", "| x velocity |", "| mean squared action (torque) |", "| |"]
     for path in sorted(folder.glob("*.csv")):
         config = json.loads(path.with_suffix(".json").read_text())
         settings = " ".join(f"{name} {value}" for name, value in config["args"]["env_kwargs"].items())
