@@ -127,8 +127,9 @@ class Args:
         return self.num_envs * self.num_steps
 
     @property
-    def num_iterations(self) -> int:
-        return self.total_timesteps // self.batch_size
+    def trained_timesteps(self) -> int:
+        """A last partial rollout is not run."""
+        return self.total_timesteps // self.batch_size * self.batch_size
 
 
 # ------------------------------------------------------------------------------------------------------------- Networks
@@ -148,11 +149,13 @@ class Linear(nn.Module):
         return torch.baddbmm(self.bias, x, self.weight)
 
 
-def mlp(sizes: list[int], last_gain: float, generators: list[torch.Generator]) -> nn.Sequential:
-    """Tanh layers of these sizes and a linear last one, for all seeds."""
+def mlp(
+    sizes: list[int], activation: type[nn.Module], last_gain: float, generators: list[torch.Generator]
+) -> nn.Sequential:
+    """Layers of these sizes, the last one linear, for all seeds."""
     layers: list[nn.Module] = []
     for in_features, out_features in itertools.pairwise(sizes[:-1]):
-        layers += [Linear(in_features, out_features, 2**0.5, generators), nn.Tanh()]
+        layers += [Linear(in_features, out_features, 2**0.5, generators), activation()]
     return nn.Sequential(*layers, Linear(sizes[-2], sizes[-1], last_gain, generators))
 
 
@@ -170,8 +173,8 @@ class Agent(nn.Module):
         self.discrete = isinstance(action_space, gymnasium.spaces.Discrete)
         outputs = int(action_space.n) if self.discrete else self.action_dim
         generators = [torch.Generator().manual_seed(args.seed + k) for k in range(S)]
-        self.actor = mlp([self.obs_dim, args.hidden_size, args.hidden_size, outputs], 0.01, generators)
-        self.critic = mlp([self.obs_dim, args.hidden_size, args.hidden_size, 1], 1.0, generators)
+        self.actor = mlp([self.obs_dim, args.hidden_size, args.hidden_size, outputs], nn.Tanh, 0.01, generators)
+        self.critic = mlp([self.obs_dim, args.hidden_size, args.hidden_size, 1], nn.Tanh, 1.0, generators)
         self.obs_stats = RunningMeanStd(S, self.obs_dim)
         self.return_stats = RunningMeanStd(S, 1)
         if self.discrete:
@@ -371,7 +374,7 @@ def update(
 
 def train(args: Args) -> list[Path]:
     """Train args.num_seeds agents; return their run folders. Exit status 1 if one diverged, 128 + n after signal n."""
-    S, N, T, last = args.num_seeds, args.num_envs, args.num_steps, args.num_iterations * args.batch_size
+    S, N, T, last = args.num_seeds, args.num_envs, args.num_steps, args.trained_timesteps
     device = select_device(args)
     on_cuda = device.type == "cuda"
     folders, saved = find_checkpoint(args, device)
@@ -493,7 +496,7 @@ def refuse(message: str) -> NoReturn:
 def check_ranges(args: "Args") -> None:
     """Refuse what no training can use: sizes below 1, negative or infinite coefficients, NaN."""
     for name, value in vars(args).items():
-        size = type(value) is int and name not in ("seed", "env_threads", "num_evaluations")
+        size = type(value) is int and name not in ("seed", "env_threads", "num_evaluations", "line_search_steps")
         lowest = -99 if name == "log_std_init" else 1 if size else 0
         highest = 1 if name in ("gamma", "gae_lambda", "tau") else 2**53
         if type(value) in (int, float) and not lowest <= value <= highest:
@@ -502,8 +505,8 @@ def check_ranges(args: "Args") -> None:
         refuse(f"capture_video is gif or mp4, not {args.capture_video!r}")
     if args.capture_video and not HAS_EGL:
         refuse("capture_video needs the library libEGL.so.1 (Debian, Ubuntu: apt install libegl1)")
-    if args.num_iterations < 1:
-        refuse(f"total_timesteps = {args.total_timesteps} is less than one rollout of {args.batch_size} steps")
+    if args.trained_timesteps < 1:
+        refuse(f"total_timesteps = {args.total_timesteps} is less than one rollout")
 
 
 def select_device(args: Args) -> torch.device:
@@ -591,7 +594,7 @@ class RunLog:
     COLUMNS = "global_step,wall_seconds,episodic_return,eval_return,steps_per_second"
 
     def __init__(self, args: Args, device: torch.device, folders: list[Path], saved: dict[str, Any] | None) -> None:
-        S, total = args.num_seeds, args.num_iterations * args.batch_size
+        S, total = args.num_seeds, args.trained_timesteps
         self.running = np.zeros((2, S, args.num_envs))  # return and length of the episodes under way
         new = {"global_step": 0, "seconds": 0.0, "rows": [[] for _ in folders], "episodes": [[] for _ in folders]}
         step, self.seconds, self.rows, episodes = ((saved or new)[name] for name in new)

@@ -32,31 +32,36 @@ def script(request):
     return load_script(request.param)
 
 
-@pytest.fixture
-def ppo():
-    return load_script(ROOT / "algos" / "ppo_continuous.py")
-
-
 @pytest.fixture(autouse=True)
 def one_thread():
     torch.set_num_threads(1)
 
 
-@pytest.fixture
-def a2c():
-    return load_script(ROOT / "algos" / "a2c.py")
+def fixture_of(stem):
+    return pytest.fixture(lambda: load_script(ROOT / "algos" / f"{stem}.py"))
+
+
+ppo, a2c, trpo, reinforce, ddpg, sac = map(fixture_of, ("ppo_continuous", "a2c", "trpo", "reinforce", "ddpg", "sac"))
 
 
 @pytest.fixture
 def quick(request, tmp_path):
     """Arguments, as far as the script has them, of a run of ten iterations in a temporary folder."""
-    script = request.getfixturevalue("script" if "script" in request.fixturenames else "ppo")
+    names = [
+        name for name in ("script", "ppo", "a2c", "trpo", "reinforce", "ddpg", "sac") if name in request.fixturenames
+    ]
+    script = request.getfixturevalue(names[0])
     everything = {
         "env_id": "InvertedPendulum-v4",
         "num_envs": 4,
         "num_steps": 16,
+        "horizon": 50,
         "num_minibatches": 4,
         "update_epochs": 2,
+        "value_epochs": 2,
+        "batch_size": 16,
+        "learning_starts": 64,
+        "buffer_size": 1000,
         "total_timesteps": 640,
         "num_evaluations": 2,
         "eval_episodes": 2,
@@ -64,4 +69,4 @@ def quick(request, tmp_path):
         "env_threads": 2,
         "run_dir": str(tmp_path / "runs"),
     }
-    return {name: value for name, value in everything.items() if hasattr(script.Args, name)}
+    return {name: value for name, value in everything.items() if name in script.Args.__dataclass_fields__}

@@ -46,7 +46,7 @@ def test_a_run_leaves_its_files(script, quick):
         config = json.loads((folder / "config.json").read_text())
         assert config["args"]["seed"] == 1 + k
         assert config["args"]["num_seeds"] == 2
-        assert config["trained_timesteps"] == args.num_iterations * args.batch_size
+        assert config["trained_timesteps"] == args.trained_timesteps
         assert {"python", "torch", "envpool", "gymnasium", "numpy"} <= set(config["versions"])
         assert config["hardware"]["cores"] == os.cpu_count()
         rows = read_metrics(folder)
@@ -83,7 +83,7 @@ def test_agent_file_acts_as_the_trained_agent_did(script, quick, capsys):
         envs = script.make_envs(own, [0])
         agent = script.Agent(envs.single_observation_space, envs.single_action_space, own)
         agent.load_state_dict(saved["agent"])
-        again = script.evaluate(agent, own, 2, args.num_iterations * args.batch_size)
+        again = script.evaluate(agent, own, 2, args.trained_timesteps)
         assert again["return"].mean() == pytest.approx(final[k], abs=1e-3)
         script.evaluate_saved(script.Args(evaluate=str(folder), final_eval_episodes=3))
         printed = capsys.readouterr().out
@@ -145,7 +145,7 @@ def test_resume_restores_every_tensor(script, quick):
     assert longer == first
     assert (
         int(read_metrics(first[0])[-1]["global_step"])
-        == script.Args(**quick | {"total_timesteps": 1280}).num_iterations * script.Args(**quick).batch_size
+        == script.Args(**quick | {"total_timesteps": 1280}).trained_timesteps
     )
     fresh = script.train(script.Args(**quick | {"resume": "auto", "seed": 9}))
     assert fresh != first
@@ -277,7 +277,7 @@ BAD_INPUT = {
     "dictionary observations": ({"env_id": "WalkerWalk-v1"}, "Dict"),
     "unknown task setting": ({"env_kwargs": {"forward_weight": "1"}}, "reset_noise_scale"),
     "task setting of the wrong type": ({"env_kwargs": {"max_episode_steps": "many"}}, "int"),
-    "fewer steps than one rollout": ({"total_timesteps": 10}, "rollout"),
+    "fewer steps than one rollout": ({"total_timesteps": 10}, "total_timesteps"),
     "no environment": ({"num_envs": 0}, "num_envs"),
     "negative seed": ({"seed": -1}, "seed"),
     "NaN as a coefficient": ({"learning_rate": float("nan")}, "learning_rate"),

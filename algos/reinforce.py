@@ -1,0 +1,930 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch>=2.11", "envpool==1.2.5", "gymnasium==1.4.0", "tyro", "tensorboard", "tqdm", "imageio[ffmpeg]"]
+# ///
+"""REINFORCE: the policy gradient by Monte Carlo (Williams, 1992, doi:10.1007/BF00992696).
+
+The idea: act, see what comes of it, and make the actions that were followed by much reward more likely. The gradient
+of an expected return needs no model of the task: that of a probability is the probability times that of its log.
+
+    J = E[ R(tau) ],  R(tau) = sum_t gamma^t r_t                             objective
+    grad J = E[ sum_t grad log pi(a_t|s_t) R(tau) ]                          log-derivative trick, --no-reward-to-go
+           = E[ sum_t gamma^t grad log pi(a_t|s_t) (G_t - b(s_t)) ]          an action cannot change the past
+    G_t = r_t + gamma * G_{t+1}                                              reward_to_go, in linear time, backwards
+    E[ grad log pi(a|s) b(s) ] = b(s) grad sum_a pi(a|s) = b(s) grad 1 = 0   so a baseline b moves the variance only
+
+    python algos/reinforce.py --env-id CartPole-v1                                         # b = V(s), learned
+    python algos/reinforce.py --env-id CartPole-v1 --baseline mean                         # b = a moving average
+    python algos/reinforce.py --env-id CartPole-v1 --baseline none --no-reward-to-go       # the first slide
+
+Baselines, and the bias of each:
+    none, mean   Whole episodes: every environment starts anew, contributes its first episode of the batch and nothing
+                 after it, for a second one would favour short ones. Nothing is bootstrapped. The average is older than
+                 the batch; its own batch's would depend on the actions that it judges. No bias but that of detail 1.
+    value        Environments go on from batch to batch. What lies behind the end of a batch, and behind a time limit,
+                 is replaced by V, whose error is the bias. This is `a2c.py --gae-lambda 1` with rarer, larger batches.
+
+Details that matter:
+ 1. The theorem weights step t by gamma^t; practice drops the weight, and so does this script unless
+    --discount-visitation is given. What is then followed is in general the gradient of no objective (Nota and Thomas,
+    2020, arXiv:1906.07073).
+ 2. Seed axis: every tensor of a network is [S, ...] and one batched product trains S independent agents. Losses are
+    summed over seeds; norms and statistics are per seed, so that nothing leaks.
+ 3. Next-step auto-reset: the step after `done` ignores its action and returns the first observation of the new
+    episode. That row is no transition: `valid` masks it out of every loss and statistic.
+ 4. obs[t + 1] is the true next observation of every valid row, the last of an episode included. So truncation
+    bootstraps from V(obs[t + 1]); termination does not.
+ 5. A policy is a softmax over actions or a normal, whichever the task takes; the algorithm does not change.
+ 6. Observations and rewards are normalised by running statistics that stand still during an iteration. Evaluation uses
+    the same statistics, frozen, and the return as the task gives it.
+ 7. The unit of a normal policy is half the action range. Actions are scaled and clipped to the task's bounds where they
+    leave for the simulator, while the log-probability is that of the action before clipping.
+ 8. The sum over a batch is divided by a constant, not by the number of its steps, which depends on the actions.
+Deviations from the paper: 6, Adam, and two hidden layers.
+"""
+
+import contextlib
+import ctypes
+import difflib
+import itertools
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+try:  # EnvPool films without a screen if this library is loaded first, and ends the process if it is not there
+    HAS_EGL = bool(ctypes.CDLL("libEGL.so.1", ctypes.RTLD_GLOBAL))
+except OSError:
+    HAS_EGL = False
+
+import envpool
+import gymnasium
+import imageio
+import numpy as np
+import torch
+import tyro
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+warnings.filterwarnings("ignore", message=".*precision lowered by casting", module="gymnasium")
+
+
+@dataclass
+class Args:
+    # Experiment
+    exp_name: str = Path(__file__).stem  # name of the experiment, part of the run folder's name
+    seed: int = 1  # seed of the first agent; the next ones have seed + 1, seed + 2, ...
+    num_seeds: int = 1  # agents trained side by side, independent of each other
+    total_timesteps: int = 1_000_000  # environment steps per seed, reset rows included
+    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes CUDA where there is one
+    resume: str | None = None  # a run folder to go on from, or auto: the newest of the same command, if there is one
+    evaluate: str | None = None  # a run folder (or agent.pt): evaluate its agent, train nothing
+
+    # Environment
+    env_id: str = "Walker2d-v4"  # task, as EnvPool names it
+    env_kwargs: dict[str, str] = field(default_factory=dict)  # settings of the task: NAME VALUE NAME VALUE ...
+    num_envs: int = 16  # environments per seed
+
+    # Algorithm
+    baseline: str = "value"  # none; mean: a moving average; value: a learned V(s)
+    reward_to_go: bool = True  # weight an action by what follows it; else by R(tau), with baseline none or mean
+    discount_visitation: bool = False  # keep the factor gamma^t of the theorem
+    num_steps: int = 64  # with baseline value: steps of each environment per iteration
+    horizon: int = 1000  # with baseline none or mean: steps after which an episode is cut
+    learning_rate: float = 3e-3  # of Adam, at the start
+    anneal_lr: bool = True  # let the learning rate fall linearly to 0
+    gamma: float = 0.99  # discount factor
+    vf_coef: float = 0.5  # weight of the value loss
+    ent_coef: float = 0.0  # weight of the entropy bonus
+    max_grad_norm: float = 0.5  # norm to which each seed's gradient is clipped
+    hidden_size: int = 64  # units in each of the two hidden layers
+    log_std_init: float = -0.5  # logarithm of the first standard deviation, in units of half the action range
+
+    # Speed
+    env_threads: int = 0  # threads of EnvPool; 0 is one per core
+    torch_threads: int = 1  # threads of torch on a CPU; more than there are free cores slow everything down
+    cuda_graphs: bool = True  # on CUDA, replay recorded graphs instead of launching kernel by kernel
+    compile: bool = False  # torch.compile the gradient step: up to a minute more at the start
+
+    # Output
+    run_dir: str = "runs"  # parent folder of the run folders
+    num_evaluations: int = 10  # evaluations over the run, the last one at its end; 0 is none
+    eval_episodes: int = 10  # episodes per seed in each evaluation but the last
+    final_eval_episodes: int = 100  # episodes per seed in the last evaluation, and with --evaluate
+    checkpoint_seconds: float = 60.0  # time between two checkpoints
+    capture_video: str | None = None  # gif or mp4: film an episode of each seed's agent at the end
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.baseline not in ("none", "mean", "value"):
+            refuse(f"baseline is none, mean or value, not {self.baseline!r}")
+        if self.baseline == "value" and not self.reward_to_go:
+            refuse("R(tau) takes whole episodes: no-reward-to-go goes with baseline none or mean")
+
+    @property
+    def whole_episodes(self) -> bool:
+        return self.baseline != "value"
+
+    @property
+    def batch_size(self) -> int:
+        """Rows per seed and iteration; whole episodes may need fewer."""
+        return self.num_envs * (self.horizon if self.whole_episodes else self.num_steps)
+
+    @property
+    def trained_timesteps(self) -> int:
+        """A last partial rollout is not run."""
+        return self.total_timesteps // self.batch_size * self.batch_size
+
+
+# ------------------------------------------------------------------------------------------------------------- Networks
+
+
+class Linear(nn.Module):
+    """S linear layers side by side: y[s] = x[s] @ weight[s] + bias[s], for x [S, B, in] and y [S, B, out]."""
+
+    def __init__(self, in_features: int, out_features: int, gain: float, generators: list[torch.Generator]) -> None:
+        super().__init__()
+        shape = (out_features, in_features)
+        weights = [nn.init.orthogonal_(torch.empty(shape), gain, generator=generator).T for generator in generators]
+        self.weight = nn.Parameter(torch.stack(weights))
+        self.bias = nn.Parameter(torch.zeros(len(generators), 1, out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+def mlp(
+    sizes: list[int], activation: type[nn.Module], last_gain: float, generators: list[torch.Generator]
+) -> nn.Sequential:
+    """Layers of these sizes, the last one linear, for all seeds."""
+    layers: list[nn.Module] = []
+    for in_features, out_features in itertools.pairwise(sizes[:-1]):
+        layers += [Linear(in_features, out_features, 2**0.5, generators), activation()]
+    return nn.Sequential(*layers, Linear(sizes[-2], sizes[-1], last_gain, generators))
+
+
+class Agent(nn.Module):
+    """Actor, critic and statistics of S seeds. Every tensor starts with the seed axis, so `state_dict()[name][k:k+1]`
+    is the agent of seed k alone, and the first weights of a seed do not depend on its company."""
+
+    def __init__(self, obs_space: gymnasium.spaces.Box, action_space: gymnasium.Space, args: Args) -> None:
+        super().__init__()
+        S, self.obs_dim, self.action_dim = (
+            args.num_seeds,
+            int(np.prod(obs_space.shape)),
+            int(np.prod(action_space.shape)),
+        )
+        self.discrete = isinstance(action_space, gymnasium.spaces.Discrete)
+        outputs = int(action_space.n) if self.discrete else self.action_dim
+        generators = [torch.Generator().manual_seed(args.seed + k) for k in range(S)]
+        self.actor = mlp([self.obs_dim, args.hidden_size, args.hidden_size, outputs], nn.Tanh, 0.01, generators)
+        self.critic = mlp([self.obs_dim, args.hidden_size, args.hidden_size, 1], nn.Tanh, 1.0, generators)
+        self.obs_stats = RunningMeanStd(S, self.obs_dim)
+        self.return_stats = RunningMeanStd(S, 1)
+        if self.discrete:
+            self.first_action = int(action_space.start)
+            return
+        self.log_std = nn.Parameter(torch.full((S, 1, self.action_dim), args.log_std_init))
+        low, high = torch.tensor(action_space.low).float().ravel(), torch.tensor(action_space.high).float().ravel()
+        bounded = low.isfinite() & high.isfinite()  # without bounds the policy's unit is the task's own
+        self.register_buffer("action_low", low, persistent=False)
+        self.register_buffer("action_high", high, persistent=False)
+        self.register_buffer("action_scale", torch.where(bounded, (high - low) / 2, 1.0), persistent=False)
+        self.register_buffer("action_bias", torch.where(bounded, (high + low) / 2, 0.0), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.obs_stats.mean.device
+
+    def normalize(self, obs: Tensor) -> Tensor:
+        return ((obs - self.obs_stats.mean) * (self.obs_stats.var + 1e-8).rsqrt()).clamp(-10, 10)
+
+    def policy(self, obs: Tensor) -> tuple[Tensor, ...]:
+        """(logits,) of a softmax over actions, or (mean, log_std) of a normal, for normalised obs [S, B, D]."""
+        outputs = self.actor(obs)
+        return (outputs,) if self.discrete else (outputs, self.log_std)
+
+    def to_task(self, actions: Tensor) -> Tensor:
+        """Actions of the policy [S, B, A] as the task takes them: scaled and clipped to its range, or numbers."""
+        if self.discrete:
+            return actions + self.first_action
+        return (actions * self.action_scale + self.action_bias).clamp(self.action_low, self.action_high)
+
+    def deterministic_action(self, obs: Tensor) -> Tensor:
+        """The likeliest action, ready for the task: obs [S, B, D] as the task gives it, actions [S, B, A]."""
+        outputs = self.actor(self.normalize(obs))
+        return self.to_task(outputs.argmax(-1, keepdim=True).float() if self.discrete else outputs)
+
+
+class RunningMeanStd(nn.Module):
+    """Mean and variance, per seed, of all valid rows so far (merging as in Chan et al., 1979)."""
+
+    def __init__(self, num_seeds: int, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(num_seeds, 1, size))
+        self.register_buffer("var", torch.ones(num_seeds, 1, size))
+        self.register_buffer("count", torch.zeros(num_seeds, 1, 1))
+
+    @torch.no_grad()
+    def update(self, x: Tensor, valid: Tensor) -> None:
+        """Take in x [S, B, D] where valid [S, B]."""
+        valid = valid.unsqueeze(-1)
+        count = valid.sum(1, keepdim=True)
+        mean = torch.where(valid, x, 0.0).sum(1, keepdim=True) / count.clamp(min=1)
+        var = torch.where(valid, x - mean, 0.0).square().sum(1, keepdim=True) / count.clamp(min=1)
+        weight = count / (self.count + count).clamp(min=1)
+        delta = mean - self.mean
+        self.var.copy_(self.var * (1 - weight) + var * weight + delta.square() * weight * (1 - weight))
+        self.mean.add_(delta * weight)
+        self.count.add_(count)
+
+
+# ------------------------------------------------------------------------------------------------------------ Algorithm
+
+
+def normal_log_prob(actions: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """Log-density of independent normals, summed over the action's dimensions."""
+    z = (actions - mean) * torch.exp(-log_std)
+    return -0.5 * (z.square() + 2 * log_std + np.log(2 * np.pi)).sum(-1)
+
+
+def normal_entropy(log_std: Tensor) -> Tensor:
+    return (log_std + 0.5 * np.log(2 * np.pi * np.e)).sum(-1)
+
+
+def categorical_log_prob(actions: Tensor, logits: Tensor) -> Tensor:
+    """Log-probability of the actions [..., 1], numbers from 0, under a softmax over logits [..., n] (log-softmax)."""
+    return logits.log_softmax(-1).gather(-1, actions.long()).squeeze(-1)
+
+
+def categorical_entropy(logits: Tensor) -> Tensor:
+    log_probs = logits.log_softmax(-1)
+    return -(log_probs.exp() * log_probs).sum(-1)
+
+
+def sample(policy: tuple[Tensor, ...]) -> Tensor:
+    """An action of each row, [S, B, A]."""
+    if len(policy) == 1:  # the Gumbel trick: the largest of logits plus such noise is a draw from their softmax
+        return (policy[0] - torch.empty_like(policy[0]).exponential_().log()).argmax(-1, keepdim=True).float()
+    mean, log_std = policy
+    return mean + log_std.exp() * torch.randn_like(mean)
+
+
+def log_prob(actions: Tensor, policy: tuple[Tensor, ...]) -> Tensor:
+    return categorical_log_prob(actions, *policy) if len(policy) == 1 else normal_log_prob(actions, *policy)
+
+
+def entropy(policy: tuple[Tensor, ...]) -> Tensor:
+    return categorical_entropy(*policy) if len(policy) == 1 else normal_entropy(policy[1]).expand(policy[0].shape[:-1])
+
+
+def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
+    """Mean over the valid rows of each seed: [S, B] to [S]."""
+    return torch.where(valid, x, 0.0).sum(1) / valid.sum(1).clamp(min=1)
+
+
+def masked_var(x: Tensor, valid: Tensor) -> Tensor:
+    """Variance over the valid rows of each seed: [S, B] to [S]."""
+    return masked_mean((x - masked_mean(x, valid)[:, None]).square(), valid)
+
+
+def reward_to_go(rewards: Tensor, next_values: Tensor, terminated: Tensor, done: Tensor, gamma: float) -> Tensor:
+    """G_t of every row, all [T, S, N]. What lies behind the last row, or behind a truncation, is worth next_values."""
+    returns, following = torch.zeros_like(rewards), next_values[-1]
+    for t in reversed(range(len(rewards))):
+        following = torch.where(done[t], next_values[t], following)
+        following = rewards[t] + gamma * torch.where(terminated[t], 0.0, following)
+        returns[t] = following
+    return returns
+
+
+def discounted_sums(rewards: Tensor, done: Tensor, carry: Tensor, gamma: float) -> Tensor:
+    """Discounted sum of the rewards of each episode so far, [T, S, N]; `carry` [S, N] takes it to the next rollout."""
+    sums = torch.zeros_like(rewards)
+    for t in range(len(rewards)):
+        sums[t] = carry * gamma + rewards[t]
+        carry.copy_(torch.where(done[t], 0.0, sums[t]))
+    return sums
+
+
+def clip_grad_norm(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
+    """Clip the norm of each seed's gradient on its own. Returns the norms before, [S]."""
+    gradients = [parameter.grad for parameter in parameters]
+    norms = torch.stack([torch.linalg.vector_norm(gradient, dim=(1, 2)) for gradient in gradients])
+    norm = torch.linalg.vector_norm(norms, dim=0)
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)[:, None, None]
+    torch._foreach_mul_(gradients, [scale] * len(gradients))
+    return norm
+
+
+def seeds_first(x: Tensor) -> Tensor:
+    """[T, S, N, ...] to [S, T * N, ...]: the rows of each seed's batch."""
+    return x.transpose(0, 1).flatten(1, 2)
+
+
+@torch.no_grad()
+def compute_targets(
+    agent: Agent, rollout: dict[str, Tensor], carry: Tensor, average: Tensor, args: Args
+) -> dict[str, Tensor]:
+    """What the update needs of a rollout, each [S, T * N, ...]: observations, actions, their weights, returns."""
+    obs = agent.normalize(seeds_first(rollout["obs"]))  # [S, (T + 1) * N, D]
+    values = agent.critic(obs).squeeze(-1).unflatten(1, (-1, args.num_envs)).transpose(0, 1)  # [T + 1, S, N]
+    done, valid = rollout["done"], seeds_first(rollout["valid"])
+    rewards = torch.where(rollout["valid"], rollout["rewards"], 0.0)
+    sums = discounted_sums(rewards, done, carry, args.gamma)
+    agent.return_stats.update(seeds_first(sums).unsqueeze(-1), valid)
+    rewards = (rewards * (agent.return_stats.var + 1e-8).rsqrt().squeeze(-1)).clamp(-10, 10)
+    if args.whole_episodes:
+        values = torch.zeros_like(values)
+    returns = reward_to_go(rewards, values[1:], rollout["terminated"], done, args.gamma)
+    if not args.reward_to_go:
+        returns = returns[:1].expand_as(returns)  # R(tau): episodes begin in the first row
+    weights = returns - values[:-1]
+    if args.baseline == "mean":
+        weights = returns - (average[:, 0] / average[:, 1].clamp(min=1e-8))[:, None]
+        batch_mean = masked_mean(seeds_first(returns), valid)
+        average.lerp_(torch.stack([batch_mean, torch.ones_like(batch_mean)], 1), 0.1)
+    if args.discount_visitation and args.reward_to_go:  # R(tau) is discounted from the first step on already
+        weights = weights * args.gamma ** rollout["age"]
+    batch = {"obs": obs[:, : -args.num_envs], "actions": seeds_first(rollout["actions"])}
+    batch |= {"weights": seeds_first(weights), "returns": seeds_first(returns)}
+    # The losses mask reset rows, but in their gradients what is not finite would outlive a factor of 0.
+    batch = {name: torch.where(valid.view(valid.shape + (1,) * (x.dim() - 2)), x, 0) for name, x in batch.items()}
+    return batch | {"valid": valid}
+
+
+LOSSES = ("policy_loss", "value_loss", "entropy", "grad_norm", "explained_variance")
+
+
+def policy_loss(log_probs: Tensor, weights: Tensor, valid: Tensor) -> Tensor:
+    """Minus what the gradient of is the policy gradient, [S, B] to [S]; divided by a constant (detail 8)."""
+    return -torch.where(valid, log_probs * weights, 0.0).sum(1) / valid.shape[1]
+
+
+def update(
+    agent: Agent,
+    optimizer: torch.optim.Optimizer,
+    rollout: dict[str, Tensor],
+    carry: Tensor,
+    average: Tensor,
+    args: Args,
+) -> dict[str, Tensor]:
+    """One gradient step on the whole rollout of every seed. Returns LOSSES, [S] each."""
+    batch = compute_targets(agent, rollout, carry, average, args)
+    valid, returns = batch["valid"], batch["returns"]
+    policy = agent.policy(batch["obs"])
+    p_loss = policy_loss(log_prob(batch["actions"], policy), batch["weights"], valid)
+    error = returns - agent.critic(batch["obs"]).squeeze(-1)
+    v_loss = 0.5 * masked_mean(error.square(), valid)  # without the value baseline it only shows what V would explain
+    policy_entropy = masked_mean(entropy(policy), valid)
+    optimizer.zero_grad()
+    (p_loss + args.vf_coef * v_loss - args.ent_coef * policy_entropy).sum().backward()
+    grad_norm = clip_grad_norm(optimizer.param_groups[0]["params"], args.max_grad_norm)
+    optimizer.step()
+    agent.obs_stats.update(seeds_first(rollout["obs"][:-1]), valid)
+    explained = 1 - masked_var(error.detach(), valid) / masked_var(returns, valid)
+    terms = (p_loss, v_loss, policy_entropy, grad_norm, explained)
+    return {name: term.detach() for name, term in zip(LOSSES, terms, strict=True)}
+
+
+# ------------------------------------------------------------------------------------------------------------- Training
+
+
+def train(args: Args) -> list[Path]:
+    """Train args.num_seeds agents; return their run folders. Exit status 1 if one diverged, 128 + n after signal n."""
+    S, N, T = args.num_seeds, args.num_envs, args.batch_size // args.num_envs
+    last, room = args.trained_timesteps, args.total_timesteps - args.batch_size
+    device = select_device(args)
+    on_cuda = device.type == "cuda"
+    folders, saved = find_checkpoint(args, device)
+    step = saved["global_step"] if saved else 0
+    envs = make_envs(args, spaced_seeds(args, N, 0, step))  # a simulator cannot be saved: resuming starts new episodes
+    check_spaces(envs, args, gymnasium.spaces.Box, gymnasium.spaces.Discrete)
+    action_space = envs.single_action_space
+    agent = Agent(envs.single_observation_space, action_space, args).to(device)
+    learning_rate = torch.tensor(args.learning_rate, device=device)  # a tensor: a graph would keep a number for ever
+    optimizer = torch.optim.Adam(agent.parameters(), learning_rate, fused=True, capturable=on_cuda)
+    average = torch.zeros(S, 2, device=device)  # moving averages of the returns and of 1
+    state = agent.state_dict() | optimizer_state(optimizer, "adam") | {"average": average}  # all that training changes
+    if saved:
+        restore(state, saved["state"])
+    failed = diverged(agent)
+    log = RunLog(args, device, folders or claim_folders(args), saved)
+
+    # Collected in host memory (pinned, for CUDA), then shipped to the device in one piece.
+    shapes = {"obs": (T + 1, S, N, agent.obs_dim), "actions": (T, S, N, agent.action_dim)}
+    shapes |= {"rewards": (T, S, N), "age": (T, S, N)}  # age: steps since the episode began
+    collected = {name: torch.zeros(shape, pin_memory=on_cuda) for name, shape in shapes.items()}
+    for name in ("terminated", "done", "valid"):
+        collected[name] = torch.zeros(T, S, N, dtype=torch.bool, pin_memory=on_cuda)
+    data = {name: tensor.numpy() for name, tensor in collected.items()}  # the same memory, as the simulator sees it
+    rollout = {name: tensor.to(device) for name, tensor in collected.items()}  # and the same again, on a CPU
+    obs_in, action_out, env_action_out = (
+        torch.zeros(*shapes[name][1:], pin_memory=on_cuda) for name in ("obs", "actions", "actions")
+    )
+    carry = torch.zeros(S, N, device=device)  # discounted reward of the running episodes, which scales rewards
+    gradient_step = torch.compile(update) if args.compile else update
+    losses = {name: torch.zeros(S, device=device) for name in LOSSES}  # sums since the last report
+
+    @torch.no_grad()
+    def act() -> None:
+        actions = sample(agent.policy(agent.normalize(obs_in.to(device, non_blocking=True))))
+        action_out.copy_(actions, non_blocking=True)
+        env_action_out.copy_(agent.to_task(actions), non_blocking=True)
+
+    def learn() -> None:
+        for name, value in gradient_step(agent, optimizer, rollout, carry, average, args).items():
+            losses[name].add_(value)
+
+    act, learn = (capture(f, state, args, device) for f in (act, learn))
+    for total in (carry, *losses.values()):
+        total.zero_()  # of what the warm-up left
+    torch.manual_seed(spaced_seeds(args, 1, 2, step)[0])  # the noise of all seeds comes from one stream
+
+    next_obs, iterations, saved_at = envs.reset()[0], 0, time.perf_counter()
+    skip, age = np.zeros((S, N), bool), np.zeros((S, N))  # skip: the next step of this environment is no transition
+    with catch_signals() as signals:
+        while step <= room and len(failed) < S:
+            if args.whole_episodes and iterations + step:  # start anew
+                next_obs = envs.reset()[0]
+                for array in (skip, age, carry, log.running, *data.values()):
+                    array[:] = 0
+            # Collect T steps of every environment, or its first episode
+            for t in range(T):
+                obs_in.copy_(torch.from_numpy(next_obs.reshape(S, N, -1)))
+                act()
+                if on_cuda:
+                    torch.cuda.current_stream(device).synchronize()
+                data["obs"][t], data["actions"][t] = obs_in, action_out
+                data["valid"][t], data["age"][t] = ~skip, age
+                env_actions = np.nan_to_num(env_action_out.numpy())  # a NaN would stay in the simulator for good
+                env_actions = env_actions.reshape(S * N, *action_space.shape).astype(action_space.dtype)
+                next_obs, rewards, terminated, truncated, _ = envs.step(env_actions)
+                done = (terminated | truncated).reshape(S, N) & ~skip
+                data["rewards"][t], data["terminated"][t] = rewards.reshape(S, N), terminated.reshape(S, N) & ~skip
+                data["done"][t] = done
+                log.count(data["rewards"][t], done, data["valid"][t])
+                age = np.where(done, 0, age + ~skip)
+                skip = (skip | done) if args.whole_episodes else done  # the step after an episode's last only resets
+                if args.whole_episodes and skip.all():
+                    break
+            data["obs"][T] = next_obs.reshape(S, N, -1)
+            for name, tensor in collected.items():
+                rollout[name].copy_(tensor, non_blocking=True)
+
+            # One gradient step on the whole rollout
+            learning_rate.fill_(args.learning_rate * (1 - step / last if args.anneal_lr else 1))
+            learn()
+            step, iterations, taken = step + (t + 1) * N, iterations + 1, (t + 1) * N
+            complete = step > room
+
+            # Report
+            evaluation_due = args.num_evaluations > 0 and (complete or due(step, taken, args.num_evaluations, last))
+            if evaluation_due or complete or due(step, taken, 100, last):
+                means = {name: (total / iterations).tolist() for name, total in losses.items()}  # waits for the device
+                log.stop_clock()
+                returns = None
+                if evaluation_due:
+                    episodes = args.final_eval_episodes if complete else args.eval_episodes
+                    returns = evaluate(agent, args, episodes, step)["return"].mean(1)
+                log.report(step, means, returns)
+                torch._foreach_zero_(list(losses.values()))
+                iterations = 0
+            stop = bool(signals)
+            if stop or complete or time.perf_counter() - saved_at > args.checkpoint_seconds:
+                failed = save_run(args, log, agent, state, step)
+                saved_at = time.perf_counter()
+            if stop:
+                break
+    envs.close()
+    log.close()
+    if args.capture_video and step > room:
+        capture_video(agent, args, log.folders)
+    if failed:
+        print(f"diverged: seeds {', '.join(str(args.seed + k) for k in failed)}; their agent.pt is the last good one")
+    if step <= room or failed:
+        raise SystemExit(128 + signals[0] if signals else 1)
+    return log.folders
+
+
+# ======================================================================================================================
+# Surroundings: from here on the text is the same in all scripts of this folder.
+# ======================================================================================================================
+
+
+# ------------------------------------------------------------------------------------------------------------ Bad input
+
+
+def refuse(message: str) -> NoReturn:
+    """What was asked for cannot work: say so in one line and exit with status 2."""
+    print(f"{Path(__file__).name}: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def check_ranges(args: "Args") -> None:
+    """Refuse what no training can use: sizes below 1, negative or infinite coefficients, NaN."""
+    for name, value in vars(args).items():
+        size = type(value) is int and name not in ("seed", "env_threads", "num_evaluations", "line_search_steps")
+        lowest = -99 if name == "log_std_init" else 1 if size else 0
+        highest = 1 if name in ("gamma", "gae_lambda", "tau") else 2**53
+        if type(value) in (int, float) and not lowest <= value <= highest:
+            refuse(f"{name} = {value} is out of range")
+    if args.capture_video not in (None, "gif", "mp4"):
+        refuse(f"capture_video is gif or mp4, not {args.capture_video!r}")
+    if args.capture_video and not HAS_EGL:
+        refuse("capture_video needs the library libEGL.so.1 (Debian, Ubuntu: apt install libegl1)")
+    if args.trained_timesteps < 1:
+        refuse(f"total_timesteps = {args.total_timesteps} is less than one rollout")
+
+
+def select_device(args: Args) -> torch.device:
+    torch.set_num_threads(args.torch_threads)
+    try:
+        device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        refuse(f"device {args.device!r} cannot be used: {str(error).splitlines()[0]}")
+    if device.type not in ("cpu", "cuda"):
+        refuse(f"device {args.device!r} is neither a CPU nor a CUDA device")
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)  # graphs are captured on the current device
+    return device
+
+
+# ---------------------------------------------------------------------------------------------------------- Environment
+
+
+def task_settings(env_id: str, env_kwargs: dict[str, str]) -> dict[str, Any]:
+    """`env_kwargs` with each value in the type of the task's own default."""
+    if env_id not in (tasks := envpool.list_all_envs()):
+        near = difflib.get_close_matches(env_id, tasks, n=4, cutoff=0.5)
+        refuse(f"there is no task {env_id!r}" + (f"; the nearest are {', '.join(near)}" if near else ""))
+    config = envpool.make_spec(env_id).config._asdict()
+    names = list(config)[list(config).index("max_episode_steps") :]  # what comes before is the pool's own
+    settings: dict[str, Any] = {}
+    for name, text in env_kwargs.items():
+        if name not in names:
+            refuse(f"{env_id} has no setting {name!r}; it has {', '.join(names)}")
+        kind = type(config[name])
+        try:
+            settings[name] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+        except (KeyError, ValueError):
+            refuse(f"{name} of {env_id} is of type {kind.__name__}, which {text!r} is not")
+    return settings
+
+
+def make_envs(args: Args, env_seeds: list[int], render_mode: str | None = None) -> Any:
+    """One pool with an environment per seed given. This is the function to replace for a task of your own: any
+    gymnasium.vector.VectorEnv that resets on the next step, which is Gymnasium's default, will do."""
+    settings = task_settings(args.env_id, args.env_kwargs)
+    threads = min(args.env_threads or os.cpu_count() or 1, len(env_seeds))
+    pool = {"num_envs": len(env_seeds), "num_threads": threads, "env_seed": env_seeds, "render_mode": render_mode}
+    try:
+        return envpool.make(args.env_id, "gymnasium", **pool, **settings)
+    except Exception as error:  # a task whose libraries are missing, a value that the task cannot take
+        refuse(f"EnvPool cannot make {args.env_id} {settings or ''}: {str(error).splitlines()[0]}")
+
+
+def spaced_seeds(args: Args, num_envs: int, *stream: int) -> list[int]:
+    """`num_envs` environment seeds per agent. Neighbouring seeds share none, nor do two streams of the same seed."""
+    sequences = [np.random.SeedSequence((args.seed + k, *stream)) for k in range(args.num_seeds)]
+    return np.concatenate([sequence.generate_state(num_envs) >> 1 for sequence in sequences]).tolist()  # int32
+
+
+def check_spaces(envs: Any, args: Args, *action_types: type) -> None:
+    names = " or ".join(kind.__name__ for kind in action_types)
+    if not isinstance(envs.single_observation_space, gymnasium.spaces.Box):
+        refuse(f"{args.env_id} observes a {type(envs.single_observation_space).__name__}; this script takes Box")
+    if not isinstance(envs.single_action_space, action_types):
+        refuse(f"{args.env_id} takes {type(envs.single_action_space).__name__} actions; this script takes {names}")
+
+
+# -------------------------------------------------------------------------------------------------------------- Logging
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, renamed to `path` at the end: a kill at any moment leaves the old file or the new one."""
+    beside = path.with_name(path.name + ".tmp")
+    yield beside
+    beside.replace(path)
+
+
+def due(step: int, stride: int, times: int, total: int) -> bool:
+    """Whether one of `times` evenly spaced marks, the last of them `total`, was passed in the `stride` up to `step`."""
+    return step * times // total > (step - stride) * times // total
+
+
+class RunLog:
+    """What a run leaves and shows, a folder per seed: episode statistics, metrics.csv, TensorBoard events, config.json,
+    the progress bar and the training clock, which stands still while agents are evaluated."""
+
+    COLUMNS = "global_step,wall_seconds,episodic_return,eval_return,steps_per_second"
+
+    def __init__(self, args: Args, device: torch.device, folders: list[Path], saved: dict[str, Any] | None) -> None:
+        S, total = args.num_seeds, args.trained_timesteps
+        self.running = np.zeros((2, S, args.num_envs))  # return and length of the episodes under way
+        new = {"global_step": 0, "seconds": 0.0, "rows": [[] for _ in folders], "episodes": [[] for _ in folders]}
+        step, self.seconds, self.rows, episodes = ((saved or new)[name] for name in new)
+        self.episodes = [deque(finished, maxlen=100) for finished in episodes]  # return and length of the last 100
+        self.folders, self.reported, self.since = folders, (step, self.seconds), time.perf_counter()
+        commit = None
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, or a file outside of a repository
+            words = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+            commit = subprocess.check_output(words, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True)
+        packages = {package.__name__: package.__version__ for package in (torch, np, envpool, gymnasium)}
+        gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+        config = {
+            "args": asdict(args),
+            "trained_timesteps": total,
+            "versions": {"python": platform.python_version(), **packages},
+            "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "device": str(device), "gpu": gpu},
+            "git_commit": commit and commit.strip(),
+        }
+        for k, folder in enumerate(folders):
+            config["args"]["seed"] = args.seed + k
+            with replacing(folder / "config.json") as path:
+                path.write_text(json.dumps(config, indent=2))
+        # purge_step: what a killed run wrote after its last checkpoint will be written again
+        self.writers = [SummaryWriter(str(folder), purge_step=step + 1 if saved else None) for folder in folders]
+        print(f"{args.env_id}: {total} steps of {S} seed{'s' * (S > 1)} on {device}\n{folders[0]}", flush=True)
+        layout = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+        self.bar = tqdm(total=total, initial=step, unit_scale=True, disable=None, dynamic_ncols=True, bar_format=layout)
+
+    def count(self, rewards: np.ndarray, done: np.ndarray, valid: np.ndarray) -> None:
+        """Take in one step of all environments for the episode statistics; arrays are [S, N]."""
+        self.running += np.stack([np.where(valid, rewards, 0.0), valid])
+        for k, env in zip(*done.nonzero(), strict=True):
+            self.episodes[k].append(self.running[:, k, env].tolist())
+        self.running[:, done] = 0.0
+
+    def clock(self) -> float:
+        """Seconds of training so far."""
+        return self.seconds + time.perf_counter() - self.since
+
+    def stop_clock(self) -> None:
+        """Training stands still from here to the end of the next report."""
+        self.seconds = self.clock()
+
+    def report(self, step: int, losses: dict[str, list[float]], eval_returns: np.ndarray | None) -> None:
+        """A row of metrics.csv and a point of every TensorBoard curve for each seed; losses and returns are [S]."""
+        speed = len(self.folders) * (step - self.reported[0]) / (self.seconds - self.reported[1])
+        self.reported = (step, self.seconds)
+        recent = np.array([np.mean(own, axis=0) if own else (np.nan, np.nan) for own in self.episodes])  # [S, 2]
+        for k, (folder, writer) in enumerate(zip(self.folders, self.writers, strict=True)):
+            evaluated = np.nan if eval_returns is None else eval_returns[k]
+            scalars = {"charts/episodic_return": recent[k, 0], "charts/episodic_length": recent[k, 1]}
+            scalars |= {"charts/SPS": speed, "eval/episodic_return": evaluated}
+            scalars |= {f"losses/{name}": values[k] for name, values in losses.items()}
+            for tag, value in scalars.items():
+                if not np.isnan(value):
+                    writer.add_scalar(tag, value, step)
+            numbers = [f"{x:.3f}" if np.isfinite(x) else "" for x in (self.seconds, recent[k, 0], evaluated, speed)]
+            self.rows[k].append(",".join([str(step), *numbers]))
+            with replacing(folder / "metrics.csv") as path:
+                path.write_text("\n".join([self.COLUMNS, *self.rows[k], ""]))
+        self.bar.set_postfix_str(f"return {recent[:, 0].mean():.0f}, {speed:.0f} steps/s", refresh=False)
+        self.bar.update(step - self.bar.n)
+        if eval_returns is not None:
+            each = " ".join(f"{value:.0f}" for value in eval_returns)
+            self.bar.write(f"step {step}: evaluation return {eval_returns.mean():.1f} (by seed: {each})")
+        self.since = time.perf_counter()
+
+    def close(self) -> None:
+        self.bar.close()
+        for writer in self.writers:
+            writer.close()
+
+
+# ----------------------------------------------------------------------------------------------------------- Checkpoint
+
+
+def save(path: Path, kind: str, **content: Any) -> None:
+    with replacing(path) as beside:
+        torch.save({"kind": f"{Path(__file__).stem} {kind}", **content}, beside)
+
+
+def load(path: Path, kind: str, device: torch.device) -> dict[str, Any]:
+    """Read what `save` wrote. Only tensors and plain values are let in: a hostile file cannot run code."""
+    path = path / f"{kind}.pt" if path.is_dir() else path
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+        found = content["kind"]
+    except Exception as error:  # missing, truncated, corrupt and foreign files fail in many ways
+        refuse(f"{path} cannot be read as {kind}: {(str(error) or repr(error)).splitlines()[0][:120]}")
+    if found != f"{Path(__file__).stem} {kind}":
+        refuse(f"{path} is a {found}, not a {Path(__file__).stem} {kind}")
+    return content
+
+
+def restore(state: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+    """Copy `saved` into the tensors of `state`, in place: recorded graphs hold their addresses."""
+    shapes, saved_shapes = ({name: tuple(t.shape) for name, t in side.items()} for side in (state, saved))
+    if differ := [name for name in shapes | saved_shapes if shapes.get(name) != saved_shapes.get(name)]:
+        name = differ[0]
+        refuse(f"the saved state does not fit: {name} is {saved_shapes.get(name)}, not {shapes.get(name)}")
+    for name, tensor in state.items():
+        tensor.copy_(saved[name])
+
+
+def diverged(agent: nn.Module) -> list[int]:
+    """The seeds (counted from 0) of which a weight or a statistic is not finite any more."""
+    finite = torch.stack([tensor.isfinite().flatten(1).all(1) for tensor in agent.state_dict().values()]).all(0)
+    return (~finite).nonzero().flatten().tolist()
+
+
+def save_run(args: Args, log: RunLog, agent: nn.Module, state: dict[str, Tensor], step: int) -> list[int]:
+    """checkpoint.pt in the first seed's folder: all that training needs again, for all seeds. agent.pt in each folder:
+    all that acting needs. Nothing overwrites the last good agent of a seed that has diverged; returns those seeds."""
+    failed = diverged(agent)
+    for writer in log.writers:
+        writer.flush()
+    for k, folder in enumerate(log.folders):
+        if k not in failed:
+            own = {name: tensor[k : k + 1].clone() for name, tensor in agent.state_dict().items()}
+            save(folder / "agent.pt", "agent", args=asdict(args) | {"seed": args.seed + k, "num_seeds": 1}, agent=own)
+    if len(failed) < args.num_seeds:
+        content = {"args": asdict(args), "global_step": step, "seconds": log.clock(), "rows": log.rows}
+        content |= {"episodes": [list(own) for own in log.episodes], "folders": [folder.name for folder in log.folders]}
+        save(log.folders[0] / "checkpoint.pt", "checkpoint", state=state, **content)
+    return failed
+
+
+def find_checkpoint(args: Args, device: torch.device) -> tuple[list[Path], dict[str, Any] | None]:
+    """The folders and the content of the checkpoint to go on from; none if there is none."""
+
+    def differences(saved: dict[str, Any]) -> list[str]:
+        now, then = asdict(args), saved["args"]
+        free = ("resume", "run_dir") + ("total_timesteps",) * (now["total_timesteps"] >= then["total_timesteps"])
+        return [name for name in now if name not in free and now[name] != then.get(name)]
+
+    candidates = [Path(args.resume)] if args.resume else []
+    if args.resume == "auto":
+        found = Path(args.run_dir).glob(
+            f"{args.env_id.replace('/', '_')}__{args.exp_name}__{args.seed}__*/checkpoint.pt"
+        )
+        candidates = sorted(found, key=lambda path: path.parent.name.rpartition("__")[2], reverse=True)
+    for path in candidates:
+        saved = load(path, "checkpoint", device)
+        names = differences(saved)
+        if not names:
+            first = path if path.is_dir() else path.parent
+            return [first, *(first.parent / name for name in saved["folders"][1:])], saved
+        if args.resume != "auto":
+            refuse(f"{path} was made with another {', '.join(names)}")
+    return [], None
+
+
+def claim_folders(args: Args) -> list[Path]:
+    """A new folder per seed. The time in their name is moved on if another run has been faster."""
+    stem, stamp = f"{args.env_id.replace('/', '_')}__{args.exp_name}", int(time.time())
+    while True:
+        folders = [Path(args.run_dir, f"{stem}__{args.seed + k}__{stamp}") for k in range(args.num_seeds)]
+        if not any(folder.exists() for folder in folders):
+            with contextlib.suppress(FileExistsError):
+                for folder in folders:
+                    folder.mkdir(parents=True)
+                return folders
+        stamp += 1
+
+
+@contextlib.contextmanager
+def catch_signals() -> Iterator[list[int]]:
+    """In here, Ctrl-C and SIGTERM put their number into the list, for the loop to look at; a second one ends the
+    process as ever."""
+    signals: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        signals.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+# ----------------------------------------------------------------------------------------------------------- Evaluation
+
+
+@torch.no_grad()
+def evaluate(
+    agent: "Agent", args: Args, num_episodes: int, step: int, frames: list[np.ndarray] | None = None, every: int = 1
+) -> dict[str, np.ndarray]:
+    """The first episode of each of `num_episodes` fresh environments per seed, by the deterministic action and the
+    agent's frozen statistics. Arrays are [S, num_episodes]; `return` is the task's own, neither normalised nor
+    discounted, NaN for a seed that has diverged; the x velocity and the mean squared action are means over the
+    episode. With `frames`, a list, it films: one picture of every environment each `every` steps."""
+    shape = (args.num_seeds, num_episodes)
+    envs = make_envs(args, spaced_seeds(args, num_episodes, 1, step), None if frames is None else "rgb_array")
+    totals = {name: np.zeros(shape) for name in ("return", "length", "x_velocity", "squared_action")}
+    running, (obs, _) = np.ones(shape, bool), envs.reset()
+    while running.any():
+        if frames is not None and totals["length"].max() % every == 0:
+            frames.append(envs.render(env_ids=range(running.size)))
+        rows = torch.as_tensor(obs.reshape(*shape, -1), dtype=torch.float32, device=agent.device)
+        actions = agent.deterministic_action(rows).nan_to_num().cpu().numpy()  # a NaN would spoil the pool
+        actions = actions.reshape(-1, *envs.single_action_space.shape).astype(envs.single_action_space.dtype)
+        obs, rewards, terminated, truncated, info = envs.step(actions)
+        totals["return"] += running * rewards.reshape(shape)
+        totals["length"] += running
+        totals["x_velocity"] += running * np.reshape(info.get("x_velocity", np.zeros(running.size)), shape)
+        totals["squared_action"] += running * np.square(actions).reshape(*shape, -1).mean(-1)
+        running &= ~(terminated | truncated).reshape(shape)
+    envs.close()
+    totals["return"][diverged(agent)] = np.nan
+    return totals | {name: totals[name] / totals["length"] for name in ("x_velocity", "squared_action")}
+
+
+def capture_video(agent: "Agent", args: Args, folders: list[Path]) -> None:
+    """One episode of each seed's agent, some ten seconds long, to videos/ in its run folder. EnvPool only."""
+    lengths = evaluate(agent, args, 1, args.total_timesteps)["length"][:, 0].astype(int)  # the same episodes, unfilmed
+    frames: list[np.ndarray] = []
+    every = max(1, lengths.max() // 250)
+    evaluate(agent, args, 1, args.total_timesteps, frames, every)
+    for k, folder in enumerate(folders):
+        film = [frame[k] for frame in frames[: -(-lengths[k] // every)]]
+        path = folder / "videos" / f"episode.{args.capture_video}"
+        path.parent.mkdir(exist_ok=True)
+        if args.capture_video == "gif":
+            imageio.mimsave(path, [frame[::2, ::2] for frame in film], duration=40, loop=0)
+        else:
+            imageio.mimsave(path, film, fps=25)
+
+
+def evaluate_saved(args: Args) -> None:
+    """--evaluate: what a trained agent does on its task, printed and, by episode, written to evaluation.csv in its
+    folder; --env-kwargs changes the task, --capture-video films it."""
+    device, path = select_device(args), Path(args.evaluate or "")
+    saved = load(path, "agent", device)
+    folder = path if path.is_dir() else path.parent
+    kept = {name: getattr(args, name) for name in ("device", "env_threads", "final_eval_episodes", "capture_video")}
+    args = Args(**saved["args"] | kept | {"env_kwargs": saved["args"]["env_kwargs"] | args.env_kwargs})
+    envs = make_envs(args, [0])
+    agent = Agent(envs.single_observation_space, envs.single_action_space, args).to(device)
+    restore(agent.state_dict(), saved["agent"])
+    episodes = evaluate(agent, args, args.final_eval_episodes, args.total_timesteps)
+    print(f"{args.env_id} {args.env_kwargs or ''}, {args.final_eval_episodes} episodes, mean and standard deviation:")
+    for name, values in episodes.items():
+        print(f"  {name:<15}{values.mean():10.3f} +- {values.std():.3f}")
+    with replacing(folder / "evaluation.csv") as beside:
+        columns = np.column_stack([values[0] for values in episodes.values()])
+        np.savetxt(beside, columns, "%.4f", ",", header=",".join(episodes), comments="")
+    if args.capture_video:
+        capture_video(agent, args, [folder])
+
+
+# ----------------------------------------------------------------------------------------------------------- CUDA graph
+
+
+def capture(function: Callable[[], None], state: dict[str, Tensor], args: Args, device: torch.device) -> Callable:
+    """Record `function` as one CUDA graph and return its replay; on a CPU return the function itself.
+
+    What it reads and writes must stay at its address, and nothing in it may wait for the host. CUDA asks for a warm-up,
+    which really runs: `state`, all that the function changes and needs again, and the generator are put back."""
+    if device.type != "cuda" or not args.cuda_graphs:
+        return function
+    saved, generator = {name: tensor.clone() for name, tensor in state.items()}, torch.cuda.get_rng_state(device)
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    restore(state, saved)
+    torch.cuda.set_rng_state(generator, device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, name: str) -> dict[str, Tensor]:
+    """The optimiser's tensors by name. A step with zero gradients, which moves nothing, makes them now: graphs and
+    checkpoints refer to them before the first real step."""
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    state = {f"{name}.{i}.{key}": t for i, own in enumerate(optimizer.state.values()) for key, t in own.items()}
+    for key in state:
+        if key.endswith(".step"):
+            state[key].zero_()
+    return state
+
+
+if __name__ == "__main__":
+    arguments = tyro.cli(Args)
+    evaluate_saved(arguments) if arguments.evaluate else train(arguments)

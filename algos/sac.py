@@ -1,0 +1,848 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch>=2.11", "envpool==1.2.5", "gymnasium==1.4.0", "tyro", "tensorboard", "tqdm", "imageio[ffmpeg]"]
+# ///
+"""Soft Actor-Critic (Haarnoja et al., 2018, arXiv:1812.05905).
+
+The idea: want reward and randomness. A policy that is as random as its task allows explores by itself; learning from a
+replay of all that was ever seen makes each step count many times.
+
+    J = E[ sum_t gamma^t (r_t + alpha * H(pi(.|s_t))) ]                      maximum-entropy objective
+    y = r + gamma * (1 - terminated) * (min_j Q_target_j(s', a') - alpha * log pi(a'|s')),  a' ~ pi(.|s')       eq. 3
+    critic: min E[ (Q_j(s, a) - y)^2 ],  j = 1, 2                            eq. 5, two against overestimation
+    actor: min E[ alpha * log pi(a|s) - min_j Q_j(s, a) ],  a = tanh(mu(s) + sigma(s) * xi)                     eq. 9
+    alpha: min E[ -alpha * (log pi(a|s) + target_entropy) ]                  eq. 18
+    Q_target <- (1 - tau) * Q_target + tau * Q                               Polyak averaging
+
+    python algos/sac.py --env-id HalfCheetah-v4
+    python algos/sac.py --env-id Walker2d-v4 --num-seeds 3                                 # three agents, one process
+    python algos/sac.py --env-id Walker2d-v4 --alpha 0.2                                   # a fixed entropy weight
+
+Details that matter:
+ 1. Seed axis: every tensor of a network is [S, ...] and one batched product trains S independent agents;
+    twin critics are members of the same axis.
+    Losses are summed over seeds, so that nothing leaks; each seed has its own replay.
+ 2. Next-step auto-reset: the step after `done` ignores its action and returns the first observation of the new
+    episode. That row is no transition: it is never stored.
+ 3. next_obs is the true next observation, that of an episode's last step included: truncation bootstraps from it,
+    termination does not.
+ 4. utd_ratio counts updates per environment step of a seed: with 16 environments, 16 updates follow a step of all.
+ 5. The density of a squashed action has the factor |da/du|^-1, u before the tanh. Its logarithm, 2 * (log 2 - u -
+    softplus(-2u)), is exact where 1 - tanh(u)^2 has no digits left; the scale of the task's bounds is part of it.
+ 6. The gradient runs from Q through the action into the policy, the reparameterisation trick; the critics' own weights
+    get none of it.
+ 7. Observations and rewards are taken as they are. target_entropy is minus the number of action dimensions.
+Deviations from the paper: orthogonal initialisation; log sigma is squashed into [-5, 2].
+"""
+
+import contextlib
+import ctypes
+import difflib
+import itertools
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+try:  # EnvPool films without a screen if this library is loaded first, and ends the process if it is not there
+    HAS_EGL = bool(ctypes.CDLL("libEGL.so.1", ctypes.RTLD_GLOBAL))
+except OSError:
+    HAS_EGL = False
+
+import envpool
+import gymnasium
+import imageio
+import numpy as np
+import torch
+import tyro
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+warnings.filterwarnings("ignore", message=".*precision lowered by casting", module="gymnasium")
+
+
+@dataclass
+class Args:
+    # Experiment
+    exp_name: str = Path(__file__).stem  # name of the experiment, part of the run folder's name
+    seed: int = 1  # seed of the first agent; the next ones have seed + 1, seed + 2, ...
+    num_seeds: int = 1  # agents trained side by side, independent of each other
+    total_timesteps: int = 1_000_000  # environment steps per seed, reset rows included
+    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes CUDA where there is one
+    resume: str | None = None  # a run folder to go on from, or auto: the newest of the same command, if there is one
+    evaluate: str | None = None  # a run folder (or agent.pt): evaluate its agent, train nothing
+
+    # Environment
+    env_id: str = "Walker2d-v4"  # task, as EnvPool names it
+    env_kwargs: dict[str, str] = field(default_factory=dict)  # settings of the task: NAME VALUE NAME VALUE ...
+    num_envs: int = 16  # environments per seed
+
+    # Algorithm
+    buffer_size: int = 1_000_000  # transitions that the replay of each seed holds
+    learning_starts: int = 10_000  # steps of random actions before the first update
+    utd_ratio: float = 1.0  # updates per environment step, whatever the number of environments
+    batch_size: int = 256  # transitions per update
+    learning_rate: float = 3e-4  # of Adam
+    gamma: float = 0.99  # discount factor
+    tau: float = 0.005  # weight of the new networks in the running average of the targets
+    alpha: float | None = None  # a fixed weight of the entropy; without it, learned
+    hidden_size: int = 256  # units in each of the two hidden layers
+    save_replay: bool = False  # put the replay into the checkpoint; without it, resuming refills it first
+
+    # Speed
+    env_threads: int = 0  # threads of EnvPool; 0 is one per core
+    torch_threads: int = 1  # threads of torch on a CPU; more than there are free cores slow everything down
+    cuda_graphs: bool = True  # on CUDA, replay recorded graphs instead of launching kernel by kernel
+    compile: bool = False  # torch.compile the gradient step: up to a minute more at the start
+
+    # Output
+    run_dir: str = "runs"  # parent folder of the run folders
+    num_evaluations: int = 10  # evaluations over the run, the last one at its end; 0 is none
+    eval_episodes: int = 10  # episodes per seed in each evaluation but the last
+    final_eval_episodes: int = 100  # episodes per seed in the last evaluation, and with --evaluate
+    checkpoint_seconds: float = 60.0  # time between two checkpoints
+    capture_video: str | None = None  # gif or mp4: film an episode of each seed's agent at the end
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.num_envs > self.buffer_size:
+            refuse(f"a replay of {self.buffer_size} transitions does not hold a step of {self.num_envs} environments")
+        if self.total_timesteps <= self.learning_starts:
+            refuse(f"total_timesteps = {self.total_timesteps}: nothing is learned up to learning_starts")
+
+    @property
+    def trained_timesteps(self) -> int:
+        """A last step that not all environments could take is not run."""
+        return self.total_timesteps // self.num_envs * self.num_envs
+
+
+# ------------------------------------------------------------------------------------------------------------- Networks
+
+
+class Linear(nn.Module):
+    """S linear layers side by side: y[s] = x[s] @ weight[s] + bias[s], for x [S, B, in] and y [S, B, out]."""
+
+    def __init__(self, in_features: int, out_features: int, gain: float, generators: list[torch.Generator]) -> None:
+        super().__init__()
+        shape = (out_features, in_features)
+        weights = [nn.init.orthogonal_(torch.empty(shape), gain, generator=generator).T for generator in generators]
+        self.weight = nn.Parameter(torch.stack(weights))
+        self.bias = nn.Parameter(torch.zeros(len(generators), 1, out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+def mlp(
+    sizes: list[int], activation: type[nn.Module], last_gain: float, generators: list[torch.Generator]
+) -> nn.Sequential:
+    """Layers of these sizes, the last one linear, for all seeds."""
+    layers: list[nn.Module] = []
+    for in_features, out_features in itertools.pairwise(sizes[:-1]):
+        layers += [Linear(in_features, out_features, 2**0.5, generators), activation()]
+    return nn.Sequential(*layers, Linear(sizes[-2], sizes[-1], last_gain, generators))
+
+
+class Agent(nn.Module):
+    """Actors of S seeds. Every tensor starts with the seed axis, so `state_dict()[name][k:k+1]` is the agent of seed k
+    alone, and the first weights of a seed do not depend on its company."""
+
+    def __init__(self, obs_space: gymnasium.spaces.Box, action_space: gymnasium.spaces.Box, args: Args) -> None:
+        super().__init__()
+        self.obs_dim, self.action_dim = int(np.prod(obs_space.shape)), int(np.prod(action_space.shape))
+        generators = [torch.Generator().manual_seed(args.seed + k) for k in range(args.num_seeds)]
+        sizes = [self.obs_dim, args.hidden_size, args.hidden_size, 2 * self.action_dim]
+        self.actor = mlp(sizes, nn.ReLU, 0.01, generators)
+        low, high = torch.tensor(action_space.low).float().ravel(), torch.tensor(action_space.high).float().ravel()
+        bounded = low.isfinite() & high.isfinite()  # without bounds the policy's unit is the task's own
+        self.register_buffer("action_low", low, persistent=False)
+        self.register_buffer("action_high", high, persistent=False)
+        self.register_buffer("action_scale", torch.where(bounded, (high - low) / 2, 1.0), persistent=False)
+        self.register_buffer("action_bias", torch.where(bounded, (high + low) / 2, 0.0), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.action_scale.device
+
+    def random_action(self, obs: Tensor) -> Tensor:
+        """Uniform within the bounds, [S, B, A]; the policy's unit where there are none."""
+        noise = 2 * torch.rand(*obs.shape[:2], self.action_dim, device=obs.device) - 1
+        return noise * self.action_scale + self.action_bias
+
+    def policy(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log_std of the normal before the tanh, for obs [S, B, D]."""
+        mean, log_std = self.actor(obs).chunk(2, dim=-1)
+        return mean, -1.5 + 3.5 * log_std.tanh()  # within [-5, 2]
+
+    def sample(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions [S, B, A] and their log-densities [S, B], with a gradient (reparameterised)."""
+        mean, log_std = self.policy(obs)
+        pre_tanh = mean + log_std.exp() * torch.randn_like(mean)
+        log_probs = squashed_log_prob(pre_tanh, mean, log_std, self.action_scale)
+        return pre_tanh.tanh() * self.action_scale + self.action_bias, log_probs
+
+    def noisy_action(self, obs: Tensor) -> Tensor:
+        """What explores: a draw from the policy."""
+        return self.sample(obs)[0]
+
+    def deterministic_action(self, obs: Tensor) -> Tensor:
+        """The median action, ready for the task: obs [S, B, D], actions [S, B, A]."""
+        return self.policy(obs)[0].tanh() * self.action_scale + self.action_bias
+
+
+def make_critics(agent: Agent, args: Args) -> nn.Sequential:
+    """Twin critics of each seed: member 2 * k + j is critic j of seed k."""
+    generators = [torch.Generator().manual_seed(2**32 + args.seed + k) for k in range(args.num_seeds)]
+    sizes = [agent.obs_dim + agent.action_dim, args.hidden_size, args.hidden_size, 1]
+    return mlp(sizes, nn.ReLU, 1.0, [generator for generator in generators for _ in range(2)]).to(agent.device)
+
+
+class Replay:
+    """The last `capacity` transitions of each seed. One packed row each (obs, next_obs, action, reward, terminated), so
+    that a sample is one gather; one place more takes the rows that are no transition, and is never drawn."""
+
+    def __init__(self, num_seeds: int, capacity: int, obs_dim: int, action_dim: int, device: torch.device) -> None:
+        self.capacity, self.sizes = capacity, [obs_dim, obs_dim, action_dim, 1, 1]
+        self.rows = torch.empty(num_seeds, capacity + 1, sum(self.sizes), device=device)
+        self.count = torch.zeros(num_seeds, 1, dtype=torch.int64, device=device)  # stored so far
+        self.seed_index = torch.arange(num_seeds, device=device)[:, None]
+
+    @torch.no_grad()
+    def add(self, rows: Tensor, valid: Tensor) -> None:
+        """Store rows [S, N, D] where valid [S, N], over the oldest ones."""
+        place = (self.count + valid.cumsum(1) - 1) % self.capacity
+        self.rows[self.seed_index, torch.where(valid, place, self.capacity)] = rows
+        self.count += valid.sum(1, keepdim=True)
+
+    def sample(self, batch_size: int) -> list[Tensor]:
+        """obs, next_obs, actions [S, B, ...], rewards, terminated [S, B]: drawn evenly, with replacement, per seed."""
+        stored = self.count.clamp(1, self.capacity)
+        index = (torch.rand(len(stored), batch_size, device=stored.device) * stored).long()
+        obs, next_obs, actions, rewards, terminated = self.rows[self.seed_index, index].split(self.sizes, dim=-1)
+        return [obs, next_obs, actions, rewards.squeeze(-1), terminated.squeeze(-1)]
+
+
+# ------------------------------------------------------------------------------------------------------------ Algorithm
+
+
+def normal_log_prob(actions: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """Log-density of independent normals, summed over the action's dimensions."""
+    z = (actions - mean) * torch.exp(-log_std)
+    return -0.5 * (z.square() + 2 * log_std + np.log(2 * np.pi)).sum(-1)
+
+
+def squashed_log_prob(pre_tanh: Tensor, mean: Tensor, log_std: Tensor, action_scale: Tensor) -> Tensor:
+    """Log-density of scale * tanh(u) + bias for u = pre_tanh from a normal, summed over the action's dimensions."""
+    log_slope = action_scale.log() + 2 * (np.log(2) - pre_tanh - nn.functional.softplus(-2 * pre_tanh))
+    return normal_log_prob(pre_tanh, mean, log_std) - log_slope.sum(-1)
+
+
+def q_values(critics: nn.Sequential, obs: Tensor, actions: Tensor) -> Tensor:
+    """Q of rows [S, B, ...] by each of the M critics of their seed, [S, M, B]."""
+    rows = torch.cat([obs, actions], dim=-1)
+    members = len(critics[-1].bias) // len(rows)
+    return critics(rows.repeat_interleave(members, dim=0)).squeeze(-1).unflatten(0, (-1, members))
+
+
+def td_target(rewards: Tensor, terminated: Tensor, next_values: Tensor, gamma: float) -> Tensor:
+    """r + gamma * (1 - terminated) * V(s'); a truncated episode goes on behind its last step."""
+    return rewards + gamma * (1 - terminated) * next_values
+
+
+LOSSES = ("critic_loss", "actor_loss", "q_values", "entropy", "alpha")
+
+
+def update(
+    agent: Agent,
+    critics: nn.Sequential,
+    targets: nn.Sequential,
+    log_alpha: Tensor,
+    actor_optimizer: torch.optim.Optimizer,
+    critic_optimizer: torch.optim.Optimizer,
+    replay: Replay,
+    args: Args,
+) -> dict[str, Tensor]:
+    """One update of every seed's critics, actor, alpha and targets. Returns LOSSES, [S] each."""
+    obs, next_obs, actions, rewards, terminated = replay.sample(args.batch_size)
+    alpha = log_alpha.detach().exp()  # [S, 1]
+    with torch.no_grad():
+        next_actions, next_log_probs = agent.sample(next_obs)
+        next_values = q_values(targets, next_obs, next_actions).amin(1) - alpha * next_log_probs
+        target = td_target(rewards, terminated, next_values, args.gamma)[:, None]  # [S, 1, B]
+    q = q_values(critics, obs, actions)  # [S, 2, B]
+    critic_loss = (q - target).square().mean(-1).sum(-1)
+    critic_optimizer.zero_grad()
+    critic_loss.sum().backward()
+    critic_optimizer.step()
+
+    new_actions, log_probs = agent.sample(obs)
+    critics.requires_grad_(False)  # the actor's loss is no business of theirs
+    actor_loss = (alpha * log_probs - q_values(critics, obs, new_actions).amin(1)).mean(-1)
+    critics.requires_grad_(True)
+    entropy = -log_probs.detach().mean(-1)
+    actor_optimizer.zero_grad()
+    if args.alpha is None:
+        (actor_loss + alpha_loss(log_alpha, log_probs, -agent.action_dim)).sum().backward()
+    else:
+        actor_loss.sum().backward()
+    actor_optimizer.step()
+    with torch.no_grad():
+        torch._foreach_lerp_(list(targets.parameters()), list(critics.parameters()), args.tau)
+    terms = (critic_loss, actor_loss, q.mean((1, 2)), entropy, alpha.squeeze(1))
+    return {name: term.detach() for name, term in zip(LOSSES, terms, strict=True)}
+
+
+def alpha_loss(log_alpha: Tensor, log_probs: Tensor, target_entropy: float) -> Tensor:
+    """Eq. 18 of the paper, [S]: alpha rises where the entropy is below its target."""
+    return -(log_alpha.exp() * (log_probs.detach() + target_entropy)).mean(-1)
+
+
+# ------------------------------------------------------------------------------------------------------------- Training
+
+
+def train(args: Args) -> list[Path]:
+    """Train args.num_seeds agents; return their run folders. Exit status 1 if one diverged, 128 + n after signal n."""
+    S, N, last = args.num_seeds, args.num_envs, args.trained_timesteps
+    device = select_device(args)
+    on_cuda = device.type == "cuda"
+    folders, saved = find_checkpoint(args, device)
+    step = start = saved["global_step"] if saved else 0
+    envs = make_envs(args, spaced_seeds(args, N, 0, step))  # a simulator cannot be saved: resuming starts new episodes
+    check_spaces(envs, args, gymnasium.spaces.Box)
+    action_shape = envs.single_action_space.shape
+    agent = Agent(envs.single_observation_space, envs.single_action_space, args).to(device)
+    critics, targets = make_critics(agent, args), make_critics(agent, args).requires_grad_(False)
+    log_alpha = nn.Parameter(torch.full((S, 1), float(np.log(args.alpha or 1.0)), device=device))
+    adam = {"lr": args.learning_rate, "fused": True, "capturable": on_cuda}
+    actor_optimizer = torch.optim.Adam([*agent.parameters(), *([log_alpha] if args.alpha is None else [])], **adam)
+    critic_optimizer = torch.optim.Adam(critics.parameters(), **adam)
+    state = agent.state_dict() | {"log_alpha": log_alpha.detach()}  # all that training changes
+    state |= critics.state_dict(prefix="critics.") | targets.state_dict(prefix="targets.")
+    state |= optimizer_state(actor_optimizer, "actor_adam") | optimizer_state(critic_optimizer, "critic_adam")
+    replay = Replay(S, args.buffer_size, agent.obs_dim, agent.action_dim, device)
+    stored = {"replay.rows": replay.rows, "replay.count": replay.count}
+    if args.save_replay:
+        state |= stored
+        start = 0
+    if saved:
+        restore(state, saved["state"])
+        if start and step < last:
+            print(f"without --save-replay, {args.learning_starts} steps refill the replay before learning goes on")
+    failed = diverged(agent)
+    log = RunLog(args, device, folders or claim_folders(args), saved)
+
+    # Host memory (pinned, for CUDA) through which observations, actions and transitions pass
+    obs_in = torch.zeros(S, N, agent.obs_dim, pin_memory=on_cuda)
+    action_out = torch.zeros(S, N, agent.action_dim, pin_memory=on_cuda)
+    row_in = torch.zeros(S, N, sum(replay.sizes), pin_memory=on_cuda)
+    valid_in = torch.zeros(S, N, dtype=torch.bool, pin_memory=on_cuda)
+    rows = row_in.numpy()  # the same memory, as the simulator sees it
+    losses = {name: torch.zeros(S, device=device) for name in LOSSES}  # sums since the last report
+    gradient_step = torch.compile(update) if args.compile else update
+    block = max(1, int(args.utd_ratio * N))  # updates per graph
+
+    @torch.no_grad()
+    def act() -> None:
+        action_out.copy_(agent.noisy_action(obs_in.to(device, non_blocking=True)), non_blocking=True)
+
+    @torch.no_grad()
+    def act_randomly() -> None:
+        action_out.copy_(agent.random_action(obs_in.to(device, non_blocking=True)), non_blocking=True)
+
+    def store() -> None:
+        replay.add(row_in.to(device, non_blocking=True), valid_in.to(device, non_blocking=True))
+
+    def learn() -> None:
+        for _ in range(block):
+            for name, value in gradient_step(
+                agent, critics, targets, log_alpha, actor_optimizer, critic_optimizer, replay, args
+            ).items():
+                losses[name].add_(value)
+
+    touched = state | {"replay.count": replay.count}
+    act, act_randomly, store, learn = (capture(f, touched, args, device) for f in (act, act_randomly, store, learn))
+    torch._foreach_zero_(list(losses.values()))  # of what the warm-up left
+    torch.manual_seed(spaced_seeds(args, 1, 2, step)[0])  # noise and samples of all seeds come from one stream
+
+    next_obs, skip, owed, updates = envs.reset()[0].reshape(S, N, -1), np.zeros((S, N), bool), 0.0, 0
+    saved_at = time.perf_counter()
+    with catch_signals() as signals:
+        while step < last and len(failed) < S:
+            # Act; while the simulator runs, a GPU learns
+            obs_in.copy_(torch.from_numpy(next_obs))
+            act_randomly() if step < args.learning_starts else act()
+            if on_cuda:
+                torch.cuda.current_stream(device).synchronize()
+            env_actions = np.nan_to_num(action_out.numpy())  # a NaN would stay in the simulator for good
+
+            # Learn, utd_ratio updates per step
+            if step - start >= args.learning_starts:
+                owed += args.utd_ratio * N
+                while owed >= block:
+                    learn()
+                    owed, updates = owed - block, updates + block
+
+            # Step and store; next_obs is the true one, of an episode's last step too
+            obs = next_obs
+            next_obs, rewards, terminated, truncated, _ = envs.step(env_actions.reshape(S * N, *action_shape))
+            next_obs, rewards, terminated = next_obs.reshape(S, N, -1), rewards.reshape(S, N), terminated.reshape(S, N)
+            done = terminated | truncated.reshape(S, N)
+            if on_cuda:
+                torch.cuda.current_stream(device).synchronize()  # the last transitions have left the pinned memory
+            np.concatenate([obs, next_obs, env_actions, rewards[..., None], terminated[..., None]], axis=-1, out=rows)
+            valid_in.copy_(torch.from_numpy(~skip))
+            store()
+            log.count(rewards, done, ~skip)
+            skip = done  # the step after the last one of an episode only resets
+            step += N
+
+            # Report
+            evaluation_due = due(step, N, args.num_evaluations, last)
+            if evaluation_due or due(step, N, 100, last):
+                means = {name: (total / updates).tolist() for name, total in losses.items()} if updates else {}
+                log.stop_clock()
+                returns = None
+                if evaluation_due:
+                    episodes = args.final_eval_episodes if step == last else args.eval_episodes
+                    returns = evaluate(agent, args, episodes, step)["return"].mean(1)
+                log.report(step, means, returns)
+                torch._foreach_zero_(list(losses.values()))
+                updates = 0
+            stop = bool(signals)
+            if stop or step == last or time.perf_counter() - saved_at > args.checkpoint_seconds:
+                failed = save_run(args, log, agent, state, step)
+                saved_at = time.perf_counter()
+            if stop:
+                break
+    envs.close()
+    log.close()
+    if args.capture_video and step == last:
+        capture_video(agent, args, log.folders)
+    if failed:
+        print(f"diverged: seeds {', '.join(str(args.seed + k) for k in failed)}; their agent.pt is the last good one")
+    if step < last or failed:
+        raise SystemExit(128 + signals[0] if signals else 1)
+    return log.folders
+
+
+# ======================================================================================================================
+# Surroundings: from here on the text is the same in all scripts of this folder.
+# ======================================================================================================================
+
+
+# ------------------------------------------------------------------------------------------------------------ Bad input
+
+
+def refuse(message: str) -> NoReturn:
+    """What was asked for cannot work: say so in one line and exit with status 2."""
+    print(f"{Path(__file__).name}: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def check_ranges(args: "Args") -> None:
+    """Refuse what no training can use: sizes below 1, negative or infinite coefficients, NaN."""
+    for name, value in vars(args).items():
+        size = type(value) is int and name not in ("seed", "env_threads", "num_evaluations", "line_search_steps")
+        lowest = -99 if name == "log_std_init" else 1 if size else 0
+        highest = 1 if name in ("gamma", "gae_lambda", "tau") else 2**53
+        if type(value) in (int, float) and not lowest <= value <= highest:
+            refuse(f"{name} = {value} is out of range")
+    if args.capture_video not in (None, "gif", "mp4"):
+        refuse(f"capture_video is gif or mp4, not {args.capture_video!r}")
+    if args.capture_video and not HAS_EGL:
+        refuse("capture_video needs the library libEGL.so.1 (Debian, Ubuntu: apt install libegl1)")
+    if args.trained_timesteps < 1:
+        refuse(f"total_timesteps = {args.total_timesteps} is less than one rollout")
+
+
+def select_device(args: Args) -> torch.device:
+    torch.set_num_threads(args.torch_threads)
+    try:
+        device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        refuse(f"device {args.device!r} cannot be used: {str(error).splitlines()[0]}")
+    if device.type not in ("cpu", "cuda"):
+        refuse(f"device {args.device!r} is neither a CPU nor a CUDA device")
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)  # graphs are captured on the current device
+    return device
+
+
+# ---------------------------------------------------------------------------------------------------------- Environment
+
+
+def task_settings(env_id: str, env_kwargs: dict[str, str]) -> dict[str, Any]:
+    """`env_kwargs` with each value in the type of the task's own default."""
+    if env_id not in (tasks := envpool.list_all_envs()):
+        near = difflib.get_close_matches(env_id, tasks, n=4, cutoff=0.5)
+        refuse(f"there is no task {env_id!r}" + (f"; the nearest are {', '.join(near)}" if near else ""))
+    config = envpool.make_spec(env_id).config._asdict()
+    names = list(config)[list(config).index("max_episode_steps") :]  # what comes before is the pool's own
+    settings: dict[str, Any] = {}
+    for name, text in env_kwargs.items():
+        if name not in names:
+            refuse(f"{env_id} has no setting {name!r}; it has {', '.join(names)}")
+        kind = type(config[name])
+        try:
+            settings[name] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+        except (KeyError, ValueError):
+            refuse(f"{name} of {env_id} is of type {kind.__name__}, which {text!r} is not")
+    return settings
+
+
+def make_envs(args: Args, env_seeds: list[int], render_mode: str | None = None) -> Any:
+    """One pool with an environment per seed given. This is the function to replace for a task of your own: any
+    gymnasium.vector.VectorEnv that resets on the next step, which is Gymnasium's default, will do."""
+    settings = task_settings(args.env_id, args.env_kwargs)
+    threads = min(args.env_threads or os.cpu_count() or 1, len(env_seeds))
+    pool = {"num_envs": len(env_seeds), "num_threads": threads, "env_seed": env_seeds, "render_mode": render_mode}
+    try:
+        return envpool.make(args.env_id, "gymnasium", **pool, **settings)
+    except Exception as error:  # a task whose libraries are missing, a value that the task cannot take
+        refuse(f"EnvPool cannot make {args.env_id} {settings or ''}: {str(error).splitlines()[0]}")
+
+
+def spaced_seeds(args: Args, num_envs: int, *stream: int) -> list[int]:
+    """`num_envs` environment seeds per agent. Neighbouring seeds share none, nor do two streams of the same seed."""
+    sequences = [np.random.SeedSequence((args.seed + k, *stream)) for k in range(args.num_seeds)]
+    return np.concatenate([sequence.generate_state(num_envs) >> 1 for sequence in sequences]).tolist()  # int32
+
+
+def check_spaces(envs: Any, args: Args, *action_types: type) -> None:
+    names = " or ".join(kind.__name__ for kind in action_types)
+    if not isinstance(envs.single_observation_space, gymnasium.spaces.Box):
+        refuse(f"{args.env_id} observes a {type(envs.single_observation_space).__name__}; this script takes Box")
+    if not isinstance(envs.single_action_space, action_types):
+        refuse(f"{args.env_id} takes {type(envs.single_action_space).__name__} actions; this script takes {names}")
+
+
+# -------------------------------------------------------------------------------------------------------------- Logging
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, renamed to `path` at the end: a kill at any moment leaves the old file or the new one."""
+    beside = path.with_name(path.name + ".tmp")
+    yield beside
+    beside.replace(path)
+
+
+def due(step: int, stride: int, times: int, total: int) -> bool:
+    """Whether one of `times` evenly spaced marks, the last of them `total`, was passed in the `stride` up to `step`."""
+    return step * times // total > (step - stride) * times // total
+
+
+class RunLog:
+    """What a run leaves and shows, a folder per seed: episode statistics, metrics.csv, TensorBoard events, config.json,
+    the progress bar and the training clock, which stands still while agents are evaluated."""
+
+    COLUMNS = "global_step,wall_seconds,episodic_return,eval_return,steps_per_second"
+
+    def __init__(self, args: Args, device: torch.device, folders: list[Path], saved: dict[str, Any] | None) -> None:
+        S, total = args.num_seeds, args.trained_timesteps
+        self.running = np.zeros((2, S, args.num_envs))  # return and length of the episodes under way
+        new = {"global_step": 0, "seconds": 0.0, "rows": [[] for _ in folders], "episodes": [[] for _ in folders]}
+        step, self.seconds, self.rows, episodes = ((saved or new)[name] for name in new)
+        self.episodes = [deque(finished, maxlen=100) for finished in episodes]  # return and length of the last 100
+        self.folders, self.reported, self.since = folders, (step, self.seconds), time.perf_counter()
+        commit = None
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, or a file outside of a repository
+            words = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+            commit = subprocess.check_output(words, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True)
+        packages = {package.__name__: package.__version__ for package in (torch, np, envpool, gymnasium)}
+        gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+        config = {
+            "args": asdict(args),
+            "trained_timesteps": total,
+            "versions": {"python": platform.python_version(), **packages},
+            "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "device": str(device), "gpu": gpu},
+            "git_commit": commit and commit.strip(),
+        }
+        for k, folder in enumerate(folders):
+            config["args"]["seed"] = args.seed + k
+            with replacing(folder / "config.json") as path:
+                path.write_text(json.dumps(config, indent=2))
+        # purge_step: what a killed run wrote after its last checkpoint will be written again
+        self.writers = [SummaryWriter(str(folder), purge_step=step + 1 if saved else None) for folder in folders]
+        print(f"{args.env_id}: {total} steps of {S} seed{'s' * (S > 1)} on {device}\n{folders[0]}", flush=True)
+        layout = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+        self.bar = tqdm(total=total, initial=step, unit_scale=True, disable=None, dynamic_ncols=True, bar_format=layout)
+
+    def count(self, rewards: np.ndarray, done: np.ndarray, valid: np.ndarray) -> None:
+        """Take in one step of all environments for the episode statistics; arrays are [S, N]."""
+        self.running += np.stack([np.where(valid, rewards, 0.0), valid])
+        for k, env in zip(*done.nonzero(), strict=True):
+            self.episodes[k].append(self.running[:, k, env].tolist())
+        self.running[:, done] = 0.0
+
+    def clock(self) -> float:
+        """Seconds of training so far."""
+        return self.seconds + time.perf_counter() - self.since
+
+    def stop_clock(self) -> None:
+        """Training stands still from here to the end of the next report."""
+        self.seconds = self.clock()
+
+    def report(self, step: int, losses: dict[str, list[float]], eval_returns: np.ndarray | None) -> None:
+        """A row of metrics.csv and a point of every TensorBoard curve for each seed; losses and returns are [S]."""
+        speed = len(self.folders) * (step - self.reported[0]) / (self.seconds - self.reported[1])
+        self.reported = (step, self.seconds)
+        recent = np.array([np.mean(own, axis=0) if own else (np.nan, np.nan) for own in self.episodes])  # [S, 2]
+        for k, (folder, writer) in enumerate(zip(self.folders, self.writers, strict=True)):
+            evaluated = np.nan if eval_returns is None else eval_returns[k]
+            scalars = {"charts/episodic_return": recent[k, 0], "charts/episodic_length": recent[k, 1]}
+            scalars |= {"charts/SPS": speed, "eval/episodic_return": evaluated}
+            scalars |= {f"losses/{name}": values[k] for name, values in losses.items()}
+            for tag, value in scalars.items():
+                if not np.isnan(value):
+                    writer.add_scalar(tag, value, step)
+            numbers = [f"{x:.3f}" if np.isfinite(x) else "" for x in (self.seconds, recent[k, 0], evaluated, speed)]
+            self.rows[k].append(",".join([str(step), *numbers]))
+            with replacing(folder / "metrics.csv") as path:
+                path.write_text("\n".join([self.COLUMNS, *self.rows[k], ""]))
+        self.bar.set_postfix_str(f"return {recent[:, 0].mean():.0f}, {speed:.0f} steps/s", refresh=False)
+        self.bar.update(step - self.bar.n)
+        if eval_returns is not None:
+            each = " ".join(f"{value:.0f}" for value in eval_returns)
+            self.bar.write(f"step {step}: evaluation return {eval_returns.mean():.1f} (by seed: {each})")
+        self.since = time.perf_counter()
+
+    def close(self) -> None:
+        self.bar.close()
+        for writer in self.writers:
+            writer.close()
+
+
+# ----------------------------------------------------------------------------------------------------------- Checkpoint
+
+
+def save(path: Path, kind: str, **content: Any) -> None:
+    with replacing(path) as beside:
+        torch.save({"kind": f"{Path(__file__).stem} {kind}", **content}, beside)
+
+
+def load(path: Path, kind: str, device: torch.device) -> dict[str, Any]:
+    """Read what `save` wrote. Only tensors and plain values are let in: a hostile file cannot run code."""
+    path = path / f"{kind}.pt" if path.is_dir() else path
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+        found = content["kind"]
+    except Exception as error:  # missing, truncated, corrupt and foreign files fail in many ways
+        refuse(f"{path} cannot be read as {kind}: {(str(error) or repr(error)).splitlines()[0][:120]}")
+    if found != f"{Path(__file__).stem} {kind}":
+        refuse(f"{path} is a {found}, not a {Path(__file__).stem} {kind}")
+    return content
+
+
+def restore(state: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+    """Copy `saved` into the tensors of `state`, in place: recorded graphs hold their addresses."""
+    shapes, saved_shapes = ({name: tuple(t.shape) for name, t in side.items()} for side in (state, saved))
+    if differ := [name for name in shapes | saved_shapes if shapes.get(name) != saved_shapes.get(name)]:
+        name = differ[0]
+        refuse(f"the saved state does not fit: {name} is {saved_shapes.get(name)}, not {shapes.get(name)}")
+    for name, tensor in state.items():
+        tensor.copy_(saved[name])
+
+
+def diverged(agent: nn.Module) -> list[int]:
+    """The seeds (counted from 0) of which a weight or a statistic is not finite any more."""
+    finite = torch.stack([tensor.isfinite().flatten(1).all(1) for tensor in agent.state_dict().values()]).all(0)
+    return (~finite).nonzero().flatten().tolist()
+
+
+def save_run(args: Args, log: RunLog, agent: nn.Module, state: dict[str, Tensor], step: int) -> list[int]:
+    """checkpoint.pt in the first seed's folder: all that training needs again, for all seeds. agent.pt in each folder:
+    all that acting needs. Nothing overwrites the last good agent of a seed that has diverged; returns those seeds."""
+    failed = diverged(agent)
+    for writer in log.writers:
+        writer.flush()
+    for k, folder in enumerate(log.folders):
+        if k not in failed:
+            own = {name: tensor[k : k + 1].clone() for name, tensor in agent.state_dict().items()}
+            save(folder / "agent.pt", "agent", args=asdict(args) | {"seed": args.seed + k, "num_seeds": 1}, agent=own)
+    if len(failed) < args.num_seeds:
+        content = {"args": asdict(args), "global_step": step, "seconds": log.clock(), "rows": log.rows}
+        content |= {"episodes": [list(own) for own in log.episodes], "folders": [folder.name for folder in log.folders]}
+        save(log.folders[0] / "checkpoint.pt", "checkpoint", state=state, **content)
+    return failed
+
+
+def find_checkpoint(args: Args, device: torch.device) -> tuple[list[Path], dict[str, Any] | None]:
+    """The folders and the content of the checkpoint to go on from; none if there is none."""
+
+    def differences(saved: dict[str, Any]) -> list[str]:
+        now, then = asdict(args), saved["args"]
+        free = ("resume", "run_dir") + ("total_timesteps",) * (now["total_timesteps"] >= then["total_timesteps"])
+        return [name for name in now if name not in free and now[name] != then.get(name)]
+
+    candidates = [Path(args.resume)] if args.resume else []
+    if args.resume == "auto":
+        found = Path(args.run_dir).glob(
+            f"{args.env_id.replace('/', '_')}__{args.exp_name}__{args.seed}__*/checkpoint.pt"
+        )
+        candidates = sorted(found, key=lambda path: path.parent.name.rpartition("__")[2], reverse=True)
+    for path in candidates:
+        saved = load(path, "checkpoint", device)
+        names = differences(saved)
+        if not names:
+            first = path if path.is_dir() else path.parent
+            return [first, *(first.parent / name for name in saved["folders"][1:])], saved
+        if args.resume != "auto":
+            refuse(f"{path} was made with another {', '.join(names)}")
+    return [], None
+
+
+def claim_folders(args: Args) -> list[Path]:
+    """A new folder per seed. The time in their name is moved on if another run has been faster."""
+    stem, stamp = f"{args.env_id.replace('/', '_')}__{args.exp_name}", int(time.time())
+    while True:
+        folders = [Path(args.run_dir, f"{stem}__{args.seed + k}__{stamp}") for k in range(args.num_seeds)]
+        if not any(folder.exists() for folder in folders):
+            with contextlib.suppress(FileExistsError):
+                for folder in folders:
+                    folder.mkdir(parents=True)
+                return folders
+        stamp += 1
+
+
+@contextlib.contextmanager
+def catch_signals() -> Iterator[list[int]]:
+    """In here, Ctrl-C and SIGTERM put their number into the list, for the loop to look at; a second one ends the
+    process as ever."""
+    signals: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        signals.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+# ----------------------------------------------------------------------------------------------------------- Evaluation
+
+
+@torch.no_grad()
+def evaluate(
+    agent: "Agent", args: Args, num_episodes: int, step: int, frames: list[np.ndarray] | None = None, every: int = 1
+) -> dict[str, np.ndarray]:
+    """The first episode of each of `num_episodes` fresh environments per seed, by the deterministic action and the
+    agent's frozen statistics. Arrays are [S, num_episodes]; `return` is the task's own, neither normalised nor
+    discounted, NaN for a seed that has diverged; the x velocity and the mean squared action are means over the
+    episode. With `frames`, a list, it films: one picture of every environment each `every` steps."""
+    shape = (args.num_seeds, num_episodes)
+    envs = make_envs(args, spaced_seeds(args, num_episodes, 1, step), None if frames is None else "rgb_array")
+    totals = {name: np.zeros(shape) for name in ("return", "length", "x_velocity", "squared_action")}
+    running, (obs, _) = np.ones(shape, bool), envs.reset()
+    while running.any():
+        if frames is not None and totals["length"].max() % every == 0:
+            frames.append(envs.render(env_ids=range(running.size)))
+        rows = torch.as_tensor(obs.reshape(*shape, -1), dtype=torch.float32, device=agent.device)
+        actions = agent.deterministic_action(rows).nan_to_num().cpu().numpy()  # a NaN would spoil the pool
+        actions = actions.reshape(-1, *envs.single_action_space.shape).astype(envs.single_action_space.dtype)
+        obs, rewards, terminated, truncated, info = envs.step(actions)
+        totals["return"] += running * rewards.reshape(shape)
+        totals["length"] += running
+        totals["x_velocity"] += running * np.reshape(info.get("x_velocity", np.zeros(running.size)), shape)
+        totals["squared_action"] += running * np.square(actions).reshape(*shape, -1).mean(-1)
+        running &= ~(terminated | truncated).reshape(shape)
+    envs.close()
+    totals["return"][diverged(agent)] = np.nan
+    return totals | {name: totals[name] / totals["length"] for name in ("x_velocity", "squared_action")}
+
+
+def capture_video(agent: "Agent", args: Args, folders: list[Path]) -> None:
+    """One episode of each seed's agent, some ten seconds long, to videos/ in its run folder. EnvPool only."""
+    lengths = evaluate(agent, args, 1, args.total_timesteps)["length"][:, 0].astype(int)  # the same episodes, unfilmed
+    frames: list[np.ndarray] = []
+    every = max(1, lengths.max() // 250)
+    evaluate(agent, args, 1, args.total_timesteps, frames, every)
+    for k, folder in enumerate(folders):
+        film = [frame[k] for frame in frames[: -(-lengths[k] // every)]]
+        path = folder / "videos" / f"episode.{args.capture_video}"
+        path.parent.mkdir(exist_ok=True)
+        if args.capture_video == "gif":
+            imageio.mimsave(path, [frame[::2, ::2] for frame in film], duration=40, loop=0)
+        else:
+            imageio.mimsave(path, film, fps=25)
+
+
+def evaluate_saved(args: Args) -> None:
+    """--evaluate: what a trained agent does on its task, printed and, by episode, written to evaluation.csv in its
+    folder; --env-kwargs changes the task, --capture-video films it."""
+    device, path = select_device(args), Path(args.evaluate or "")
+    saved = load(path, "agent", device)
+    folder = path if path.is_dir() else path.parent
+    kept = {name: getattr(args, name) for name in ("device", "env_threads", "final_eval_episodes", "capture_video")}
+    args = Args(**saved["args"] | kept | {"env_kwargs": saved["args"]["env_kwargs"] | args.env_kwargs})
+    envs = make_envs(args, [0])
+    agent = Agent(envs.single_observation_space, envs.single_action_space, args).to(device)
+    restore(agent.state_dict(), saved["agent"])
+    episodes = evaluate(agent, args, args.final_eval_episodes, args.total_timesteps)
+    print(f"{args.env_id} {args.env_kwargs or ''}, {args.final_eval_episodes} episodes, mean and standard deviation:")
+    for name, values in episodes.items():
+        print(f"  {name:<15}{values.mean():10.3f} +- {values.std():.3f}")
+    with replacing(folder / "evaluation.csv") as beside:
+        columns = np.column_stack([values[0] for values in episodes.values()])
+        np.savetxt(beside, columns, "%.4f", ",", header=",".join(episodes), comments="")
+    if args.capture_video:
+        capture_video(agent, args, [folder])
+
+
+# ----------------------------------------------------------------------------------------------------------- CUDA graph
+
+
+def capture(function: Callable[[], None], state: dict[str, Tensor], args: Args, device: torch.device) -> Callable:
+    """Record `function` as one CUDA graph and return its replay; on a CPU return the function itself.
+
+    What it reads and writes must stay at its address, and nothing in it may wait for the host. CUDA asks for a warm-up,
+    which really runs: `state`, all that the function changes and needs again, and the generator are put back."""
+    if device.type != "cuda" or not args.cuda_graphs:
+        return function
+    saved, generator = {name: tensor.clone() for name, tensor in state.items()}, torch.cuda.get_rng_state(device)
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    restore(state, saved)
+    torch.cuda.set_rng_state(generator, device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, name: str) -> dict[str, Tensor]:
+    """The optimiser's tensors by name. A step with zero gradients, which moves nothing, makes them now: graphs and
+    checkpoints refer to them before the first real step."""
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    state = {f"{name}.{i}.{key}": t for i, own in enumerate(optimizer.state.values()) for key, t in own.items()}
+    for key in state:
+        if key.endswith(".step"):
+            state[key].zero_()
+    return state
+
+
+if __name__ == "__main__":
+    arguments = tyro.cli(Args)
+    evaluate_saved(arguments) if arguments.evaluate else train(arguments)

@@ -1,0 +1,217 @@
+"""TRPO's linear algebra against explicit matrices, and its line search."""
+
+import gymnasium
+import pytest
+import torch
+from test_ppo import WALKER, random_rollout
+
+CHOICES = gymnasium.spaces.Discrete(3)
+SPACES = {"normal": WALKER[1], "softmax": CHOICES}
+
+
+def problem(trpo, space="normal", **arguments):
+    """A small agent, its batch and its arguments."""
+    args = trpo.Args(**{"num_seeds": 2, "num_envs": 4, "num_steps": 8, "hidden_size": 5} | arguments)
+    agent = trpo.Agent(WALKER[0], SPACES[space], args)
+    with torch.no_grad():
+        for parameter in agent.parameters():
+            parameter.add_(0.3 * torch.ones_like(parameter).cumsum(-1).sin())
+    rollout = random_rollout(trpo, args)
+    if space == "softmax":
+        rollout["actions"] = (rollout["actions"][..., :1] > 0).float()
+    batch = trpo.compute_targets(agent, rollout, torch.zeros(args.num_seeds, args.num_envs), args)
+    return agent, batch, args
+
+
+def mean_kl(trpo, agent, batch):
+    policy = agent.policy(batch["obs"])
+    old_policy = tuple(part.detach().clone() for part in policy)
+    return trpo.masked_mean(trpo.kl_divergence(old_policy, policy), batch["valid"]), agent.policy_parameters()
+
+
+def explicit_fisher(trpo, agent, batch, k):
+    """E[ J^T M J ] over the valid rows of seed k, J the Jacobian of the policy's outputs and M their own Fisher matrix:
+    1 / sigma^2 for a mean, 2 for a log_std, diag(p) - p p^T for logits."""
+    parameters = agent.policy_parameters()
+    theta = trpo.flatten(parameters).detach()
+    obs = batch["obs"][k : k + 1][:, batch["valid"][k]]
+
+    def outputs(own):
+        vectors = torch.cat([theta[:k], own[None], theta[k + 1 :]])
+        own_policy = agent.policy_of([part[k : k + 1] for part in trpo.unflatten(vectors, parameters)], obs)
+        return own_policy if agent.discrete else (own_policy[0], own_policy[1].expand_as(own_policy[0]))
+
+    jacobians = torch.autograd.functional.jacobian(outputs, theta[k])
+    policy = outputs(theta[k])
+    total = torch.zeros(len(theta[k]), len(theta[k]))
+    for i in range(obs.shape[1]):
+        if agent.discrete:
+            p = policy[0][0, i].softmax(-1)
+            J = jacobians[0][0, i]
+            total += J.T @ (torch.diag(p) - torch.outer(p, p)) @ J
+        else:
+            J_mean, J_log_std = jacobians[0][0, i], jacobians[1][0, i]
+            total += J_mean.T @ torch.diag((-2 * policy[1][0, i]).exp()) @ J_mean + 2 * J_log_std.T @ J_log_std
+    return total / obs.shape[1]
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_fisher_product_against_the_explicit_matrix(trpo, space):
+    agent, batch, args = problem(trpo, space)
+    kl, parameters = mean_kl(trpo, agent, batch)
+    assert kl.abs().max() < 1e-6
+    product = trpo.fisher_product(kl, parameters, args.cg_damping)
+    vector = torch.randn(2, trpo.flatten(parameters).shape[1], generator=torch.Generator().manual_seed(0))
+    images = product(vector)
+    for k in range(2):
+        expected = explicit_fisher(trpo, agent, batch, k) @ vector[k] + args.cg_damping * vector[k]
+        torch.testing.assert_close(images[k], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_conjugate_gradient_against_a_direct_solve(trpo):
+    torch.manual_seed(0)
+    square = torch.randn(3, 8, 8).double()
+    A, b = square @ square.mT + 0.5 * torch.eye(8), torch.randn(3, 8).double()
+    b[1] = 0  # nothing to solve: 0, not NaN
+
+    def product(v):
+        return (A @ v.unsqueeze(-1)).squeeze(-1)
+
+    expected = torch.linalg.solve(A, b)
+    for iterations in (16, 40):  # once it has converged it stands still
+        x = trpo.conjugate_gradient(product, b, iterations)
+        torch.testing.assert_close(x, expected, rtol=1e-6, atol=1e-8)
+    assert torch.equal(x[1], torch.zeros(8).double())
+    norms = [(product(trpo.conjugate_gradient(product, b, i)) - b).norm() for i in (1, 4, 8)]
+    assert norms[0] > norms[1] > norms[2]
+    b[2] = torch.nan
+    x = trpo.conjugate_gradient(product, b, 16)
+    torch.testing.assert_close(x[:2], expected[:2], rtol=1e-6, atol=1e-8)
+
+
+def test_the_step_is_scaled_to_the_trust_region(trpo):
+    """Without a line search the step is sqrt(2 delta / x^T F x) x: for a small delta, a KL of delta, damping aside."""
+    agent, batch, args = problem(trpo, line_search_steps=0, target_kl=1e-5, cg_damping=0.0, cg_iterations=30)
+    losses = trpo.update_policy(agent, batch, args)
+    assert losses["approx_kl"].tolist() == pytest.approx([1e-5, 1e-5], rel=0.1)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_the_step_gains_within_the_limit_for_every_seed(trpo, space):
+    agent, batch, args = problem(trpo, space, num_seeds=4, target_kl=0.02)
+    before = trpo.masked_mean(batch["advantages"], batch["valid"])
+    losses = trpo.update_policy(agent, batch, args)
+    assert losses["accepted"].tolist() == [1] * 4
+    assert (losses["approx_kl"] <= 0.02 + 1e-6).all()
+    assert (losses["approx_kl"] > 0.002).all()
+    assert (-losses["policy_loss"] > before).all()
+
+
+def test_the_line_search_takes_the_longest_good_candidate(trpo):
+    agent, batch, args = problem(trpo, target_kl=0.01)
+    theta = trpo.flatten(agent.policy_parameters()).detach()
+    kl, parameters = mean_kl(trpo, agent, batch)
+    ratio = trpo.log_prob(batch["actions"], agent.policy(batch["obs"]))
+    gradient = torch.autograd.grad(trpo.masked_mean(ratio * batch["advantages"], batch["valid"]).sum(), parameters)
+    step = trpo.flatten(gradient)
+    step = 20 * step / step.norm(dim=1, keepdim=True)  # far too long
+    old_policy = tuple(part.detach().clone() for part in agent.policy(batch["obs"]))
+    found, lengths = trpo.line_search(agent, step, old_policy, batch, args)
+    for k in range(2):
+        for j in range(args.line_search_steps):
+            own = theta + args.line_search_decay**j * step
+            policy = agent.policy_of(trpo.unflatten(own, parameters), batch["obs"])
+            ratio = (trpo.log_prob(batch["actions"], policy) - trpo.log_prob(batch["actions"], old_policy)).exp()
+            gain = trpo.masked_mean((ratio - 1) * batch["advantages"], batch["valid"])[k]
+            kl = trpo.masked_mean(trpo.kl_divergence(old_policy, policy), batch["valid"])[k]
+            if gain > 0 and kl <= args.target_kl:
+                torch.testing.assert_close(found[k], own[k])
+                assert lengths[k].item() == pytest.approx(args.line_search_decay**j)
+                break
+        else:
+            assert torch.equal(found[k], theta[k])
+            assert lengths[k] == 0
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_a_search_that_fails_restores_the_parameters_exactly(trpo, space):
+    agent, batch, args = problem(trpo, space)
+    before = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
+    batch["advantages"][1] = 0  # seed 1 cannot improve, so its gradient is 0 and no candidate gains
+    losses = trpo.update_policy(agent, batch, args)
+    assert losses["accepted"].tolist() == [1, 0]
+    for name, tensor in agent.state_dict().items():
+        assert torch.equal(tensor[1], before[name][1]), name
+        assert tensor.isfinite().all()
+    theta = trpo.flatten(agent.policy_parameters()).detach()
+    old_policy = tuple(part.detach().clone() for part in agent.policy(batch["obs"]))
+    found, lengths = trpo.line_search(agent, torch.full_like(theta, torch.nan), old_policy, batch, args)
+    assert torch.equal(found, theta)
+    assert lengths.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("line_search_steps", [0, 10])
+def test_nan_stays_in_its_seed(trpo, line_search_steps):
+    results = []
+    for dirt in (False, True):
+        agent, batch, args = problem(trpo, num_seeds=3, line_search_steps=line_search_steps)
+        if dirt:
+            batch["advantages"][1] = torch.nan
+        trpo.update_policy(agent, batch, args)
+        results.append([tensor.clone() for tensor in agent.policy_parameters()])
+    for clean, dirty in zip(*results, strict=True):
+        assert dirty.isfinite().all()  # a seed whose step is not finite stays where it is
+        assert torch.equal(clean[0], dirty[0])
+        assert torch.equal(clean[2], dirty[2])
+
+
+def test_a_reset_row_changes_nothing(trpo):
+    results = []
+    for filler in (0.0, 5.0, float("nan")):
+        args = trpo.Args(num_seeds=2, num_envs=4, num_steps=8)
+        agent = trpo.Agent(*WALKER, args)
+        rollout = random_rollout(trpo, args)
+        for name in ("actions", "rewards"):
+            rollout[name][~rollout["valid"]] = filler
+        batch = trpo.compute_targets(agent, rollout, torch.zeros(2, 4), args)
+        losses = trpo.update_policy(agent, batch, args)
+        optimizer = torch.optim.Adam(agent.critic.parameters(), torch.tensor(1e-3), fused=True)
+        losses |= trpo.update_critic(agent, optimizer, batch) | trpo.update_statistics(agent, rollout, batch)
+        results.append([*losses.values(), *agent.state_dict().values()])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_seeds_together_equal_seeds_alone(trpo, space):
+    size = {"num_envs": 8, "num_steps": 16}
+    together = trpo.Args(num_seeds=3, **size)
+    rollouts = [random_rollout(trpo, together, seed) for seed in range(3)]
+    if space == "softmax":
+        for rollout in rollouts:
+            rollout["actions"] = (rollout["actions"][..., :1] > 0).float()
+
+    def learn(args, rollouts):
+        agent = trpo.Agent(WALKER[0], SPACES[space], args)
+        optimizer = torch.optim.Adam(agent.critic.parameters(), torch.tensor(1e-3), fused=True)
+        carry = torch.zeros(args.num_seeds, args.num_envs)
+        for rollout in rollouts:
+            batch = trpo.compute_targets(agent, rollout, carry, args)
+            trpo.update_policy(agent, batch, args)
+            trpo.update_critic(agent, optimizer, batch)
+            trpo.update_statistics(agent, rollout, batch)
+        return agent
+
+    agent = learn(together, rollouts)
+    for k in range(3):
+        own = [{name: x[:, k : k + 1] for name, x in rollout.items()} for rollout in rollouts]
+        alone = learn(trpo.Args(seed=1 + k, **size), own)
+        for name, ours in agent.state_dict().items():
+            torch.testing.assert_close(ours[k : k + 1], alone.state_dict()[name], rtol=1e-2, atol=1e-3)
+
+
+def test_kl_of_a_softmax_against_torch_distributions(trpo):
+    torch.manual_seed(0)
+    old, new = torch.randn(2, 9, 4), torch.randn(2, 9, 4)
+    expected = torch.distributions.kl_divergence(*(torch.distributions.Categorical(logits=x) for x in (old, new)))
+    assert torch.allclose(trpo.kl_divergence((old,), (new,)), expected, atol=1e-5)
