@@ -109,6 +109,7 @@ class Args:
     max_grad_norm: float = 0.5  # norm to which each seed's gradient is clipped
     hidden_size: int = 64  # units in each of the two hidden layers
     log_std_init: float = -0.5  # logarithm of the first standard deviation, in units of half the action range
+    log_std_min: float = -1.5  # floor of that logarithm
 
     # Speed
     env_threads: int = 0  # threads of EnvPool; 0 is one per core
@@ -391,6 +392,9 @@ def update(
     (p_loss + args.vf_coef * v_loss - args.ent_coef * policy_entropy).sum().backward()
     grad_norm = clip_grad_norm(optimizer.param_groups[0]["params"], args.max_grad_norm)
     optimizer.step()
+    if not agent.discrete:
+        with torch.no_grad():
+            agent.log_std.clamp_(min=args.log_std_min)
     agent.obs_stats.update(seeds_first(rollout["obs"][:-1]), valid)
     explained = 1 - masked_var(error.detach(), valid) / masked_var(returns, valid)
     terms = (p_loss, v_loss, policy_entropy, grad_norm, explained)
@@ -410,6 +414,7 @@ def train(args: Args) -> list[Path]:
     step = saved["global_step"] if saved else 0
     envs = make_envs(args, spaced_seeds(args, N, 0, step))  # a simulator cannot be saved: resuming starts new episodes
     check_spaces(envs, args, gymnasium.spaces.Box, gymnasium.spaces.Discrete)
+    envs = StaggeredEnvs(envs, 1 if args.whole_episodes else N)  # one alone is not cut
     action_space = envs.single_action_space
     agent = Agent(envs.single_observation_space, action_space, args).to(device)
     learning_rate = torch.tensor(args.learning_rate, device=device)  # a tensor: a graph would keep a number for ever
@@ -469,11 +474,11 @@ def train(args: Args) -> list[Path]:
                 data["valid"][t], data["age"][t] = ~skip, age
                 env_actions = np.nan_to_num(env_action_out.numpy())  # a NaN would stay in the simulator for good
                 env_actions = env_actions.reshape(S * N, *action_space.shape).astype(action_space.dtype)
-                next_obs, rewards, terminated, truncated, _ = envs.step(env_actions)
+                next_obs, rewards, terminated, truncated, info = envs.step(env_actions)
                 done = (terminated | truncated).reshape(S, N) & ~skip
                 data["rewards"][t], data["terminated"][t] = rewards.reshape(S, N), terminated.reshape(S, N) & ~skip
                 data["done"][t] = done
-                log.count(data["rewards"][t], done, data["valid"][t])
+                log.count(data["rewards"][t], done, data["valid"][t], info["cut"].reshape(S, N))
                 age = np.where(done, 0, age + ~skip)
                 skip = (skip | done) if args.whole_episodes else done  # the step after an episode's last only resets
                 if args.whole_episodes and skip.all():
@@ -535,7 +540,7 @@ def check_ranges(args: "Args") -> None:
     """Refuse what no training can use: sizes below 1, negative or infinite coefficients, NaN."""
     for name, value in vars(args).items():
         size = type(value) is int and name not in ("seed", "env_threads", "num_evaluations", "line_search_steps")
-        lowest = -99 if name == "log_std_init" else 1 if size else 0
+        lowest = -99 if name.startswith("log_std") else 1 if size else 0
         highest = 1 if name in ("gamma", "gae_lambda", "tau") else 2**53
         if type(value) in (int, float) and not lowest <= value <= highest:
             refuse(f"{name} = {value} is out of range")
@@ -593,6 +598,31 @@ def make_envs(args: Args, env_seeds: list[int], render_mode: str | None = None) 
         return envpool.make(args.env_id, "gymnasium", **pool, **settings)
     except Exception as error:  # a task whose libraries are missing, a value that the task cannot take
         refuse(f"EnvPool cannot make {args.env_id} {settings or ''}: {str(error).splitlines()[0]}")
+
+
+class StaggeredEnvs:
+    """An environment's first episode is cut, evenly spaced over the time limit from one environment to the next. They
+    start together; where episodes run to the limit, they would stay at the same phase of theirs for good, and a batch
+    would hold beginnings only or ends only. A cut is a truncation like any other; info["cut"] tells it apart."""
+
+    def __init__(self, envs: Any, num_envs: int) -> None:
+        """`num_envs` per seed. Without a known time limit, which EnvPool's tasks have, nothing is cut."""
+        limit = getattr(envs, "config", {}).get("max_episode_steps", 0)
+        self.envs, self.steps = envs, 0
+        self.cut_at = np.tile(np.arange(num_envs) * limit // num_envs, envs.num_envs // num_envs)  # 0 is never
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.envs, name)
+
+    def step(self, actions: np.ndarray) -> tuple[Any, ...]:
+        obs, rewards, terminated, truncated, info = self.envs.step(actions)
+        again = (self.cut_at == self.steps) & (self.steps > 0)  # cut one step ago: this one resets
+        if again.any():
+            obs[again] = self.envs.reset(options={"reset_mask": again})[0]
+            terminated[again] = truncated[again] = False
+        self.steps += 1
+        cut = (self.cut_at == self.steps) & ~terminated & ~truncated
+        return obs, rewards, terminated, truncated | cut, info | {"cut": cut}
 
 
 def spaced_seeds(args: Args, num_envs: int, *stream: int) -> list[int]:
@@ -661,10 +691,10 @@ class RunLog:
         layout = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
         self.bar = tqdm(total=total, initial=step, unit_scale=True, disable=None, dynamic_ncols=True, bar_format=layout)
 
-    def count(self, rewards: np.ndarray, done: np.ndarray, valid: np.ndarray) -> None:
+    def count(self, rewards: np.ndarray, done: np.ndarray, valid: np.ndarray, cut: np.ndarray) -> None:
         """Take in one step of all environments for the episode statistics; arrays are [S, N]."""
         self.running += np.stack([np.where(valid, rewards, 0.0), valid])
-        for k, env in zip(*done.nonzero(), strict=True):
+        for k, env in zip(*(done & ~cut).nonzero(), strict=True):
             self.episodes[k].append(self.running[:, k, env].tolist())
         self.running[:, done] = 0.0
 

@@ -30,6 +30,7 @@ BEGIN_BEHAVIOURS = "<!-- behaviours: benchmarks/report.py writes what is between
 END_BEHAVIOURS = "<!-- end of behaviours -->"
 BEGIN_SPEED, END_SPEED = "<!-- speed: benchmarks/report.py writes what is between -->", "<!-- end of speed -->"
 PUBLISHED_NAME = {"ppo_continuous": "ppo"}
+ALGOS = ("ppo_continuous", "trpo", "a2c", "reinforce", "sac", "ddpg")
 
 
 @dataclass
@@ -143,30 +144,36 @@ def behaviours(folder: Path) -> str:
     return "\n".join([header, line, *rows])
 
 
-def speed(path: Path) -> str:
-    """The table of speed.json: medians, and where the time goes."""
-    result = json.loads(path.read_text())
-    hardware = result["hardware"]
-    lines = [f"{result['env_id']}, {hardware['cores']} cores ({hardware['machine']}), no GPU:", ""]
-    lines += ["| | environment steps per second, all seeds | range |", "|---|---:|---:|"]
-    for name, figures in result["steps_per_second"].items():
-        if name.endswith("epochs"):
-            continue  # measured for the cost of an epoch only
-        low, high = min(figures["each"]), max(figures["each"])
-        lines.append(f"| {name} | {figures['median']:,.0f} | {low:,.0f} to {high:,.0f} |")
-    times = " and ".join(f"{ratio:.1f} times with {name}" for name, ratio in result["times_stable_baselines3"].items())
-    lines += ["", f"Against Stable-Baselines3's PPO, with the same epochs and minibatches: {times}."]
-    for name, share in result["share_of_time"].items():
-        parts = ", ".join(f"{part} {value:.0%}" for part, value in share.items())
-        lines.append(f"Where the time goes with {name}: {parts}.")
-    if goal := result.get("seconds_to_return"):
-        seconds = ", ".join(
-            f"{name} {'not within 1M steps' if np.isnan(value) else f'{value:.0f} s'}"
-            for name, value in goal.items()
-            if name != "return"
-        )
-        lines.append(f"Training until a mean return of {goal['return']:,.0f}: {seconds}.")
-    return "\n".join(lines)
+def speed(folder: Path) -> str:
+    """The table of results/speed/*.json: medians, what that is of a peer's, and where the time goes."""
+    lines: list[str] = []
+    order = [folder / f"{algo}.json" for algo in ALGOS if (folder / f"{algo}.json").exists()]
+    for path in order:
+        result = json.loads(path.read_text())
+        algo, hardware = result["algo"], result["hardware"]
+        lines += [f"**{algo}**, {result['env_id']}, {hardware['cores']} cores ({hardware['machine']}), no GPU:", ""]
+        lines += ["| | environment steps per second, all seeds | range |", "|---|---:|---:|"]
+        for name, figures in result["steps_per_second"].items():
+            if name.endswith("epochs"):
+                continue  # measured for the cost of an epoch only
+            low, high = min(figures["each"]), max(figures["each"])
+            lines.append(f"| {name} | {figures['median']:,.0f} | {low:,.0f} to {high:,.0f} |")
+        lines.append("")
+        for peer, ratios in result["times_peer"].items():
+            times = ", ".join(f"{ratio:.1f} times with {seeds}" for seeds, ratio in ratios.items())
+            lines.append(f"Against {peer}: {times}.")
+        for seeds, share in result["share_of_time"].items():
+            parts = ", ".join(f"{part} {value:.0%}" for part, value in share.items())
+            lines.append(f"Time with {seeds}: {parts}.")
+        if goal := result.get("seconds_to_return"):
+            seconds = ", ".join(
+                f"{name} {'not within 1M steps' if np.isnan(value) else f'{value:.0f} s'}"
+                for name, value in goal.items()
+                if name != "return"
+            )
+            lines.append(f"Training until a mean return of {goal['return']:,.0f}: {seconds}.")
+        lines.append("")
+    return "\n".join(lines).strip()
 
 
 def replace_section(text: str, begin: str, end: str, content: str) -> str:
@@ -183,7 +190,7 @@ def main(args: Args) -> int:
     pictures = [f"![learning curves of {algo}](benchmarks/figures/{algo}.png)" for algo in results]
     readme = replace_section(README.read_text(), BEGIN, END, "\n\n".join([*pictures, table(results)]))
     readme = replace_section(readme, BEGIN_BEHAVIOURS, END_BEHAVIOURS, behaviours(args.results / "behaviours"))
-    readme = replace_section(readme, BEGIN_SPEED, END_SPEED, speed(args.results / "speed.json"))
+    readme = replace_section(readme, BEGIN_SPEED, END_SPEED, speed(args.results / "speed"))
     files[README] = readme.encode()
     different = [path for path, content in files.items() if not path.exists() or path.read_bytes() != content]
     for path in different:

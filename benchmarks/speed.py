@@ -1,10 +1,12 @@
-"""Measure, in one run on this machine: raw EnvPool, our PPO with 1 and 8 seeds, and Stable-Baselines3's PPO.
+"""Measure, in one run on this machine: raw EnvPool, our scripts with 1 and more seeds, and their peers.
 
-python benchmarks/speed.py                       # some ten minutes; nothing else should run on the machine
-python benchmarks/speed.py --return-goal 3000    # also the seconds until that mean training return, ours and SB3's
+python benchmarks/speed.py                                # all algorithms; nothing else should run on the machine
+python benchmarks/speed.py --algos ppo_continuous         # one of them, some ten minutes
+python benchmarks/speed.py --algos ppo_continuous --return-goal 3000     # and the seconds until that training return
+python benchmarks/speed.py --algos sac --cleanrl DIR      # with a checkout of CleanRL beside Stable-Baselines3
 
 Every figure is in environment steps per second, all seeds together. Repeats are interleaved (A B C, A B C, ...), each
-in a process of its own with an untimed warm-up; medians with every repeat go to benchmarks/results/speed.json.
+in a process of its own with an untimed warm-up; medians with every repeat go to benchmarks/results/speed/<algo>.json.
 """
 
 import csv
@@ -16,22 +18,35 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
-EPOCHS, MINIBATCH = 10, 128  # of both; PPO's rollout is 2048 steps per seed in both as well
+ON_POLICY = ("ppo_continuous", "trpo", "a2c", "reinforce")
+OFF_POLICY = ("sac", "ddpg")
+NUM_ENVS = {
+    "ppo_continuous": 64,
+    "trpo": 64,
+    "a2c": 16,
+    "reinforce": 16,
+    "sac": 16,
+    "ddpg": 16,
+}  # the scripts' defaults
+SEEDS = {"ppo_continuous": (1, 8), "trpo": (1, 5), "a2c": (1, 5), "reinforce": (1, 5), "sac": (1, 4), "ddpg": (1, 4)}
 
 
 @dataclass
 class Args:
+    algos: tuple[str, ...] = (*ON_POLICY, *OFF_POLICY)  # scripts of algos/, without .py
     env_id: str = "Walker2d-v4"  # task
     repeats: int = 3  # of each measurement
-    return_goal: float | None = None  # also time how long it takes to train to this mean return
+    return_goal: float | None = None  # also time how long it takes to train to this mean return, ours and SB3's
+    cleanrl: Path | None = None  # a checkout of CleanRL, of whose SAC and DDPG the rate is measured too
+    output: Path = ROOT / "benchmarks" / "results" / "speed"  # where the figures go
     worker: str | None = None  # internal: the one measurement that this process makes
-    output: Path = ROOT / "benchmarks" / "results" / "speed.json"  # where the figures go
 
 
 def envpool_raw(env_id: str, num_envs: int) -> float:
@@ -43,7 +58,7 @@ def envpool_raw(env_id: str, num_envs: int) -> float:
     envs.reset()
     space = envs.single_action_space
     actions = np.random.default_rng(0).uniform(space.low, space.high, (16, num_envs, *space.shape))
-    steps = 40_000 // num_envs
+    steps = 60_000 // num_envs
     for t in range(steps // 4):
         envs.step(actions[t % 16])
     began = time.perf_counter()
@@ -52,33 +67,66 @@ def envpool_raw(env_id: str, num_envs: int) -> float:
     return steps * num_envs / (time.perf_counter() - began)
 
 
-def ours(env_id: str, num_seeds: int, update_epochs: int = EPOCHS) -> float:
-    """The script, through its command line: median of the reported rate after a fifth of the run as warm-up."""
+def matrix_rate(size: int = 256) -> float:
+    """Floating-point operations per second of a float32 product size x size x size, on one thread per core."""
+    import torch
+
+    a, b, out = (torch.randn(size, size) for _ in range(3))
+    count = 3000
+    for timed in (False, True):
+        began = time.perf_counter()
+        for _ in range(count if timed else count // 4):
+            torch.mm(a, b, out=out)
+    return 2 * size**3 * count / (time.perf_counter() - began)
+
+
+def ours(algo: str, env_id: str, num_seeds: int, **extra: float) -> float:
+    """The script, through its command line: median of the reported rate after a fifth of the run as warm-up; for the
+    off-policy ones, after learning has started."""
+    arguments = {"env-id": env_id, "num-seeds": num_seeds, "num-evaluations": 0, "checkpoint-seconds": 1e6}
+    if algo in ON_POLICY:
+        arguments["total-timesteps"] = 240_000 // num_seeds + 4096 * 8
+    else:
+        arguments |= {"total-timesteps": 4000 + 8000 // num_seeds, "learning-starts": 4000}
+    arguments |= {name.replace("_", "-"): value for name, value in extra.items()}
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "algos/ppo_continuous.py", "--env-id", env_id, "--num-seeds", num_seeds]
-        words += ["--total-timesteps", 160_000 // num_seeds + 2048 * 8, "--num-evaluations", 0, "--run-dir", folder]
-        words += ["--update-epochs", update_epochs]
-        subprocess.run([str(word) for word in words], cwd=ROOT, check=True, capture_output=True)
+        words = [sys.executable, f"algos/{algo}.py", "--run-dir", folder]
+        for name, value in arguments.items():
+            words += [f"--{name}", str(value)]
+        subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
         path = next(Path(folder).glob("*__1__*/metrics.csv"))
         with open(path, newline="") as file:
-            rates = [float(row["steps_per_second"]) for row in csv.DictReader(file)]
-    return statistics.median(rates[len(rates) // 5 :])
+            rows = list(csv.DictReader(file))
+    if algo in OFF_POLICY:
+        rows = [row for row in rows if int(row["global_step"]) > 4000]
+    return statistics.median(float(row["steps_per_second"]) for row in rows[len(rows) // 5 :])
 
 
-def sb3(env_id: str, goal: float | None = None) -> float:
-    """Stable-Baselines3's PPO, 8 environments, observations and rewards normalised as its zoo does for MuJoCo.
+def sb3(algo: str, env_id: str, goal: float | None = None, **extra: int) -> float:
+    """Stable-Baselines3's implementation (sb3-contrib's of TRPO) with its default arguments, unless `extra` says
+    otherwise: on-policy with 8 environments, observations and rewards normalised as its zoo does for MuJoCo.
 
-    Without a goal: steps per second over 10 rollouts after one as warm-up. With one: seconds to that mean return of the
-    last 100 episodes, or NaN if 1M steps do not reach it."""
+    Without a goal: steps per second after a warm-up. With one: seconds to that mean return of the last 100 episodes, or
+    NaN if 1M steps do not reach it."""
     import numpy as np
-    from stable_baselines3 import PPO
+    import sb3_contrib
+    import stable_baselines3
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.vec_env import VecNormalize
 
-    # DummyVecEnv and torch's own number of threads, the defaults: on two cores faster than SubprocVecEnv or one thread
-    envs = VecNormalize(make_vec_env(env_id, n_envs=8, seed=1))
-    model = PPO("MlpPolicy", envs, n_steps=256, batch_size=MINIBATCH, n_epochs=EPOCHS, device="cpu", seed=1)
+    name = {"ppo_continuous": "PPO"}.get(algo, algo.upper())
+    implementation = getattr(sb3_contrib if algo == "trpo" else stable_baselines3, name)
+    if algo in OFF_POLICY:  # one environment and one update per step, its defaults
+        model = implementation("MlpPolicy", env_id, learning_starts=500, device="cpu", seed=1, **extra)
+        warm_up, steps = 1000, 2000
+    else:
+        # DummyVecEnv and torch's own number of threads: the defaults, and the fastest on two cores
+        envs = VecNormalize(make_vec_env(env_id, n_envs=8, seed=1))
+        if algo in ("ppo_continuous", "trpo"):
+            extra = {"n_steps": 256} | extra  # a rollout of 2048 steps, as ours
+        model = implementation("MlpPolicy", envs, device="cpu", seed=1, **extra)
+        warm_up, steps = 2048, 2048 * 10
 
     class Goal(BaseCallback):
         def _on_step(self) -> bool:
@@ -86,8 +134,8 @@ def sb3(env_id: str, goal: float | None = None) -> float:
             return goal is None or len(episodes) < 20 or np.mean(episodes) < goal
 
     if goal is None:
-        model.learn(2048)
-        began, steps = time.perf_counter(), 2048 * 10
+        model.learn(warm_up)
+        began = time.perf_counter()
         model.learn(steps, reset_num_timesteps=False)
         return steps / (time.perf_counter() - began)
     began = time.perf_counter()
@@ -95,13 +143,28 @@ def sb3(env_id: str, goal: float | None = None) -> float:
     return time.perf_counter() - began if model.num_timesteps < 1_000_000 else float("nan")
 
 
-def seconds_to_goal(env_id: str, num_seeds: int, goal: float) -> float:
+def cleanrl(algo: str, env_id: str, checkout: Path) -> float:
+    """CleanRL's script after learning has started, by the rate between two points of its own clock."""
+    name = {"sac": "sac_continuous_action", "ddpg": "ddpg_continuous_action"}[algo]
+    with tempfile.TemporaryDirectory() as folder:
+        words = [sys.executable, str(checkout.resolve() / "cleanrl" / f"{name}.py"), "--env-id", env_id, "--no-cuda"]
+        words += ["--total-timesteps", "3000", "--learning-starts", "500"]
+        subprocess.run(words, cwd=folder, check=True, capture_output=True)
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(next(Path(folder).glob("runs/*"))))
+        events.Reload()
+        points = [point for point in events.Scalars("charts/SPS") if point.step > 1000]
+    first, last = points[0], points[-1]
+    return (last.step - first.step) / (last.wall_time - first.wall_time)
+
+
+def seconds_to_goal(algo: str, env_id: str, num_seeds: int, goal: float) -> float:
     """Training seconds of the script until the mean over its seeds of the training return reaches the goal."""
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "algos/ppo_continuous.py", "--env-id", env_id, "--num-seeds", str(num_seeds)]
-        subprocess.run(
-            [*words, "--num-evaluations", "0", "--run-dir", folder], cwd=ROOT, check=True, capture_output=True
-        )
+        words = [sys.executable, f"algos/{algo}.py", "--env-id", env_id, "--num-seeds", str(num_seeds)]
+        words += ["--num-evaluations", "0", "--run-dir", folder]
+        subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
         runs = []
         for path in sorted(Path(folder).glob("*/metrics.csv")):
             with open(path, newline="") as file:
@@ -112,53 +175,76 @@ def seconds_to_goal(env_id: str, num_seeds: int, goal: float) -> float:
     return float("nan")
 
 
-MEASUREMENTS = {
-    "EnvPool alone, 64 environments": lambda env_id: envpool_raw(env_id, 64),
-    "EnvPool alone, 512 environments": lambda env_id: envpool_raw(env_id, 512),
-    "ppo_continuous, 1 seed": lambda env_id: ours(env_id, 1),
-    "ppo_continuous, 1 seed, 2 epochs": lambda env_id: ours(env_id, 1, 2),
-    "ppo_continuous, 8 seeds": lambda env_id: ours(env_id, 8),
-    "ppo_continuous, 8 seeds, 2 epochs": lambda env_id: ours(env_id, 8, 2),
-    "Stable-Baselines3 PPO, 8 environments": sb3,
-}
+def measurements(algo: str, args: Args) -> dict[str, Callable[[], float]]:
+    """What is measured for an algorithm, by the name under which the table shows it."""
+    few, many = SEEDS[algo]
+    plans: dict[str, Callable[[], float]] = {}
+    for seeds in (few, many):
+        envs = NUM_ENVS[algo] * seeds
+        plans[f"EnvPool alone, {envs} environments"] = lambda envs=envs: envpool_raw(args.env_id, envs)
+    for seeds in (few, many):
+        plans[f"{algo}, {seeds} seed{'s' * (seeds > 1)}"] = lambda seeds=seeds: ours(algo, args.env_id, seeds)
+    if algo == "ppo_continuous":
+        for seeds in (few, many):
+            name = f"{algo}, {seeds} seed{'s' * (seeds > 1)}, 2 epochs"
+            plans[name] = lambda seeds=seeds: ours(algo, args.env_id, seeds, update_epochs=2)
+    peer = "sb3-contrib" if algo == "trpo" else "Stable-Baselines3"
+    plans[f"{peer}, its defaults"] = lambda: sb3(algo, args.env_id)
+    if algo == "ppo_continuous":
+        plans[f"{peer}, our minibatch size"] = lambda: sb3(algo, args.env_id, batch_size=128)
+    if algo in OFF_POLICY:
+        plans["matrix product 256 x 256 x 256, FLOP/s"] = matrix_rate
+        if args.cleanrl:
+            plans["CleanRL, its defaults"] = lambda: cleanrl(algo, args.env_id, args.cleanrl)
+    return plans
 
 
-def shares(rate: dict[str, float], seeds: str, num_envs: int) -> dict[str, float]:
-    """Where the time of a step goes. An epoch's cost is the slope between 2 and 10 epochs; the simulator's share is
-    that of EnvPool alone; what is left is the policy, the values, the copies and the statistics."""
-    full, short = 1 / rate[f"ppo_continuous, {seeds}"], 1 / rate[f"ppo_continuous, {seeds}, 2 epochs"]
-    update = (full - short) / (EPOCHS - 2) * EPOCHS
-    simulator = 1 / rate[f"EnvPool alone, {num_envs} environments"]
+def shares(rate: dict[str, float], algo: str, seeds: int) -> dict[str, float]:
+    """Where the time of a step goes: the simulator's share is that of EnvPool alone. For PPO an epoch's cost is the
+    slope between 2 and 10 epochs; what is left is the policy, the values, the copies and the statistics."""
+    name = f"{algo}, {seeds} seed{'s' * (seeds > 1)}"
+    full, simulator = 1 / rate[name], 1 / rate[f"EnvPool alone, {NUM_ENVS[algo] * seeds} environments"]
+    if f"{name}, 2 epochs" not in rate:
+        return {"simulator": simulator / full, "rest": 1 - simulator / full}
+    update = (full - 1 / rate[f"{name}, 2 epochs"]) / (10 - 2) * 10
     return {"simulator": simulator / full, "update": update / full, "rest": 1 - (simulator + update) / full}
 
 
 def main(args: Args) -> None:
     if args.worker:
-        print(json.dumps(MEASUREMENTS[args.worker](args.env_id)))
+        (algo,) = args.algos
+        print(json.dumps(measurements(algo, args)[args.worker]()))
         return
-    values: dict[str, list[float]] = {name: [] for name in MEASUREMENTS}
-    for repeat in range(args.repeats):
-        for name in MEASUREMENTS:
-            words = [sys.executable, __file__, "--env-id", args.env_id, "--worker", name]
-            done = subprocess.run(words, check=True, capture_output=True, text=True)
-            values[name].append(json.loads(done.stdout.splitlines()[-1]))
-            print(f"{repeat + 1}/{args.repeats}  {name:<40}{values[name][-1]:10,.0f} steps/s", flush=True)
-    rate = {name: statistics.median(each) for name, each in values.items()}
-    peer = rate["Stable-Baselines3 PPO, 8 environments"]
-    result = {
-        "env_id": args.env_id,
-        "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
-        "steps_per_second": {name: {"median": rate[name], "each": each} for name, each in values.items()},
-        "times_stable_baselines3": {n: rate[f"ppo_continuous, {n}"] / peer for n in ("1 seed", "8 seeds")},
-        "share_of_time": {"1 seed": shares(rate, "1 seed", 64), "8 seeds": shares(rate, "8 seeds", 512)},
-    }
-    if args.return_goal is not None:
-        seconds = {"ppo_continuous, 1 seed": seconds_to_goal(args.env_id, 1, args.return_goal)}
-        seconds["Stable-Baselines3 PPO, 1 seed"] = sb3(args.env_id, args.return_goal)
-        result["seconds_to_return"] = {"return": args.return_goal, **seconds}
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    for algo in args.algos:
+        values: dict[str, list[float]] = {name: [] for name in measurements(algo, args)}
+        for repeat in range(args.repeats):
+            for name in values:
+                words = [sys.executable, __file__, "--env-id", args.env_id, "--algos", algo, "--worker", name]
+                words += ["--cleanrl", str(args.cleanrl)] if args.cleanrl else []
+                done = subprocess.run(words, check=True, capture_output=True, text=True)
+                values[name].append(json.loads(done.stdout.splitlines()[-1]))
+                print(f"{algo} {repeat + 1}/{args.repeats}  {name:<42}{values[name][-1]:18,.0f}", flush=True)
+        rate = {name: statistics.median(each) for name, each in values.items()}
+        flops = rate.pop("matrix product 256 x 256 x 256, FLOP/s", None)
+        counts = {f"{n} seed{'s' * (n > 1)}": n for n in SEEDS[algo]}
+        peers = [name for name in rate if not name.startswith((algo, "EnvPool"))]
+        result = {
+            "algo": algo,
+            "env_id": args.env_id,
+            "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
+            "steps_per_second": {name: {"median": rate[name], "each": values[name]} for name in rate},
+            "times_peer": {name: {n: rate[f"{algo}, {n}"] / rate[name] for n in counts} for name in peers},
+            "share_of_time": {n: shares(rate, algo, seeds) for n, seeds in counts.items()},
+        }
+        if flops is not None:
+            result["matrix_product_flops"] = flops
+        if args.return_goal is not None:
+            seconds = {f"{algo}, 1 seed": seconds_to_goal(algo, args.env_id, 1, args.return_goal)}
+            seconds["Stable-Baselines3"] = sb3(algo, args.env_id, args.return_goal)
+            result["seconds_to_return"] = {"return": args.return_goal, **seconds}
+        args.output.mkdir(parents=True, exist_ok=True)
+        (args.output / f"{algo}.json").write_text(json.dumps(result, indent=2) + "\n")
+        print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":
