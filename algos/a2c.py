@@ -32,8 +32,11 @@ Details that matter:
  5. Observations and rewards are normalised by running statistics that stand still during an iteration. Evaluation uses
     the same statistics, frozen, and the return as the task gives it.
  6. The unit of a normal policy is half the action range. Actions are scaled and clipped to the task's bounds where they
-    leave for the simulator, while the log-probability is that of the action before clipping.
-Deviations from the paper: 5, orthogonal initialisation, separate networks without recurrence, and GAE.
+    leave for the simulator, while the log-probability is that of the action before clipping. Its standard deviation
+    has a floor: its gradient grows like 1 / sigma, and where all advantages are noise, that undoes a perfect policy.
+ 7. First episodes are cut at spaced times: environments that start together would stay in step, and a batch would hold
+    only beginnings of episodes, or only ends.
+Deviations from the paper: 5 to 7, orthogonal initialisation, separate networks without recurrence, and GAE.
 """
 
 import contextlib
@@ -101,7 +104,7 @@ class Args:
     max_grad_norm: float = 0.5  # norm to which each seed's gradient is clipped
     hidden_size: int = 64  # units in each of the two hidden layers
     log_std_init: float = -0.5  # logarithm of the first standard deviation, in units of half the action range
-    log_std_min: float = -1.5  # floor of that logarithm
+    log_std_min: float = -1.8  # floor of that logarithm
 
     # Speed
     env_threads: int = 0  # threads of EnvPool; 0 is one per core

@@ -27,7 +27,8 @@ Details that matter:
  4. utd_ratio counts updates per environment step of a seed: with 16 environments, 16 updates follow a step of all.
  5. Noise is normal, drawn anew for every environment and every dimension of the action, in units of half its range.
  6. The gradient runs from Q through the action into the policy; the critic's own weights get none of it.
- 7. Observations and rewards are taken as they are.
+ 7. Observations and rewards are taken as they are. First episodes are cut at spaced times, so that environments do
+    not run in step.
 Deviations from the paper: uncorrelated noise in place of an Ornstein-Uhlenbeck process, the action enters the critic's
 first layer, orthogonal initialisation, one learning rate, batches of 256, no weight decay.
 """

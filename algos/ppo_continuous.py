@@ -31,7 +31,11 @@ Details that matter:
  6. Advantages are normalised once per iteration over the seed's whole batch, reset rows left out.
  7. Orthogonal initialisation (gain sqrt 2, the policy's last layer 0.01), state-independent standard deviation, Adam
     with epsilon 1e-5, learning rate annealed linearly to 0, gradient norm clipped.
-Deviations from the paper: 6 and 7, reward normalisation, and a value loss of its own network with optional clipping.
+ 8. The standard deviation has a floor. Where a task is all but solved, advantages are mostly the critic's error, and
+    the gradient of the mean grows like 1 / sigma: without a floor such noise undoes a perfect policy.
+ 9. First episodes are cut at spaced times: environments that start together would stay in step, and a batch would hold
+    only beginnings of episodes, or only ends.
+Deviations from the paper: 6 to 9, reward normalisation, and a value loss of its own network with optional clipping.
 """
 
 import contextlib
@@ -104,7 +108,7 @@ class Args:
     max_grad_norm: float = 0.5  # norm to which each seed's gradient is clipped
     hidden_size: int = 64  # units in each of the two hidden layers
     log_std_init: float = -0.5  # logarithm of the first standard deviation, in units of half the action range
-    log_std_min: float = -1.5  # floor of that logarithm
+    log_std_min: float = -1.8  # floor of that logarithm
 
     # Speed
     env_threads: int = 0  # threads of EnvPool; 0 is one per core

@@ -40,7 +40,9 @@ Details that matter:
  7. The unit of a normal policy is half the action range. Actions are scaled and clipped to the task's bounds where they
     leave for the simulator, while the log-probability is that of the action before clipping.
  8. The sum over a batch is divided by a constant, not by the number of its steps, which depends on the actions.
-Deviations from the paper: 6, Adam, and two hidden layers.
+ 9. With the value baseline, first episodes are cut at spaced times: environments that start together would stay in
+    step. The standard deviation of a normal policy has a floor, for the gradient grows like 1 / sigma.
+Deviations from the paper: 6, 9, Adam, and two hidden layers.
 """
 
 import contextlib
@@ -109,7 +111,7 @@ class Args:
     max_grad_norm: float = 0.5  # norm to which each seed's gradient is clipped
     hidden_size: int = 64  # units in each of the two hidden layers
     log_std_init: float = -0.5  # logarithm of the first standard deviation, in units of half the action range
-    log_std_min: float = -1.5  # floor of that logarithm
+    log_std_min: float = -1.8  # floor of that logarithm
 
     # Speed
     env_threads: int = 0  # threads of EnvPool; 0 is one per core

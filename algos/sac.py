@@ -31,7 +31,9 @@ Details that matter:
     softplus(-2u)), is exact where 1 - tanh(u)^2 has no digits left; the scale of the task's bounds is part of it.
  6. The gradient runs from Q through the action into the policy, the reparameterisation trick; the critics' own weights
     get none of it.
- 7. Observations and rewards are taken as they are. target_entropy is minus the number of action dimensions.
+ 7. Observations and rewards are taken as they are. First episodes are cut at spaced times, so that environments do
+    not run in step.
+ 8. The target entropy is minus the number of action dimensions.
 Deviations from the paper: orthogonal initialisation; log sigma is squashed into [-5, 2].
 """
 

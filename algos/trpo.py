@@ -37,7 +37,9 @@ Details that matter:
  7. A policy is a softmax over actions or a normal, whichever the task takes. The unit of a normal is half the action
     range; actions are scaled and clipped to the task's bounds where they leave for the simulator, while the
     log-probability is that of the action before clipping.
-Deviations from the paper: GAE, 6, and a value function fitted by several epochs of Adam.
+ 8. First episodes are cut at spaced times: environments that start together would stay in step, and a batch would hold
+    only beginnings of episodes, or only ends.
+Deviations from the paper: GAE, 6, 8, and a value function fitted by several epochs of Adam.
 """
 
 import contextlib

@@ -296,3 +296,20 @@ def test_compiled_gradient_steps_are_those_of_eager_execution(ppo, quick):
         states.append(torch.load(folder / "checkpoint.pt", weights_only=True)["state"])
     for name, eager in states[0].items():
         torch.testing.assert_close(states[1][name], eager, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_the_standard_deviation_stays_above_its_floor(ppo):
+    args = ppo.Args(num_seeds=2, num_envs=4, num_steps=8, num_minibatches=4, log_std_min=-1.0, log_std_init=-1.0)
+    agent, optimizer = learner(ppo, args)
+    with torch.no_grad():
+        agent.log_std.fill_(-1.0)
+    rollout = random_rollout(ppo, args)
+    rollout["actions"] *= 0.01  # near the mean whatever the advantage: a narrower policy explains them better
+    iteration(ppo, agent, optimizer, rollout, args)
+    assert (agent.log_std >= -1.0).all()
+    free = ppo.Args(num_seeds=2, num_envs=4, num_steps=8, num_minibatches=4, log_std_min=-9.0)
+    agent, optimizer = learner(ppo, free)
+    with torch.no_grad():
+        agent.log_std.fill_(-1.0)
+    iteration(ppo, agent, optimizer, rollout, free)
+    assert (agent.log_std < -1.0).any()
