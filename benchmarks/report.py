@@ -28,6 +28,8 @@ README = HERE.parent / "README.md"
 BEGIN, END = "<!-- results: benchmarks/report.py writes what is between -->", "<!-- end of results -->"
 BEGIN_BEHAVIOURS = "<!-- behaviours: benchmarks/report.py writes what is between -->"
 END_BEHAVIOURS = "<!-- end of behaviours -->"
+BEGIN_VARIANCE = "<!-- variance: benchmarks/report.py writes what is between -->"
+END_VARIANCE = "<!-- end of variance -->"
 BEGIN_SPEED, END_SPEED = "<!-- speed: benchmarks/report.py writes what is between -->", "<!-- end of speed -->"
 PUBLISHED_NAME = {"ppo_continuous": "ppo"}
 ALGOS = ("ppo_continuous", "trpo", "a2c", "reinforce", "sac", "ddpg")
@@ -144,6 +146,42 @@ def behaviours(folder: Path) -> str:
     return "\n".join([header, line, *rows])
 
 
+def variance_figure(result: dict) -> bytes:
+    """The variance of REINFORCE's gradient with each estimator, as measured by variance.py."""
+    names = list(result["estimators"])
+    variances = [result["estimators"][name]["variance"] for name in names]
+    figure, axis = plt.subplots(figsize=(6.4, 2.2), layout="constrained")
+    axis.barh(range(len(names)), variances, color=["C3", "C1", "C2", "C0"])
+    axis.set_yticks(range(len(names)), names, fontsize=9)
+    axis.invert_yaxis()
+    axis.set_xscale("log")
+    axis.set_xlabel("variance of the policy gradient (sum over parameters)", fontsize=9)
+    for i, value in enumerate(variances):
+        axis.text(value, i, f" {value:.3g}", va="center", fontsize=8)
+    axis.set_xlim(right=max(variances) * 4)
+    axis.tick_params(labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+    return picture.getvalue()
+
+
+def variance_text(result: dict) -> str:
+    """How far the means of the estimators lie from that of the last one, in standard errors of that distance."""
+    estimators = list(result["estimators"].items())
+    parts = [
+        f"{name}: {numbers['distance_of_means'] / numbers['standard_error_of_distance']:.2f}"
+        for name, numbers in estimators[:-1]
+    ]
+    return (
+        "![variance of the gradient by estimator](benchmarks/figures/variance.png)\n\n"
+        f"One half-trained policy on {result['env_id']}, {result['batches']} batches of {result['episodes_per_batch']}"
+        f" episodes. All four estimate the same gradient: the means lie within the noise of that of the last one"
+        f" (distance in standard errors: {', '.join(parts)})."
+    )
+
+
 def speed(folder: Path) -> str:
     """The table of results/speed/*.json: medians, what that is of a peer's, and where the time goes."""
     lines: list[str] = []
@@ -184,13 +222,17 @@ def replace_section(text: str, begin: str, end: str, content: str) -> str:
 
 def main(args: Args) -> int:
     results: dict[str, dict[str, dict]] = {}
-    for meta in sorted(args.results.glob("*/*/run.json")):
-        results.setdefault(meta.parts[-3], {})[meta.parts[-2]] = read_result(meta.parent)
+    for algo in ALGOS:
+        for meta in sorted((args.results / algo).glob("*/run.json")):
+            results.setdefault(algo, {})[meta.parts[-2]] = read_result(meta.parent)
     files = {args.figures / f"{algo}.png": curves(algo, tasks) for algo, tasks in results.items()}
     pictures = [f"![learning curves of {algo}](benchmarks/figures/{algo}.png)" for algo in results]
     readme = replace_section(README.read_text(), BEGIN, END, "\n\n".join([*pictures, table(results)]))
     readme = replace_section(readme, BEGIN_BEHAVIOURS, END_BEHAVIOURS, behaviours(args.results / "behaviours"))
     readme = replace_section(readme, BEGIN_SPEED, END_SPEED, speed(args.results / "speed"))
+    variance = json.loads((args.results / "variance.json").read_text())
+    files[args.figures / "variance.png"] = variance_figure(variance)
+    readme = replace_section(readme, BEGIN_VARIANCE, END_VARIANCE, variance_text(variance))
     files[README] = readme.encode()
     different = [path for path, content in files.items() if not path.exists() or path.read_bytes() != content]
     for path in different:

@@ -5,7 +5,7 @@ python benchmarks/variance.py          # some two minutes
 A half-trained policy on CartPole-v1 stands still. Batches of whole episodes are sampled from it, and each estimator
 makes a gradient of the same batches: R(tau), reward-to-go, reward-to-go less a moving average, reward-to-go less a
 learned V(s). The discount of the visitation is kept, so that all four estimate the same gradient: their means agree
-within the standard error, which is printed. Writes benchmarks/results/variance.json and figures/variance.png.
+within the standard error, which is printed. Writes benchmarks/results/variance.json; report.py draws the figure.
 
 A gradient is not in a run's files, so this is the one benchmark that loads a script instead of running it.
 """
@@ -17,13 +17,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 import tyro
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 HERE = Path(__file__).resolve().parent
 SCRIPT = HERE.parent / "algos" / "reinforce.py"
@@ -43,7 +39,6 @@ class Args:
     env_id: str = "CartPole-v1"  # task
     run_dir: Path = HERE.parent / "runs" / "variance"  # where the half-trained policy goes
     results: Path = HERE / "results" / "variance.json"  # where the numbers go
-    figure: Path = HERE / "figures" / "variance.png"  # where the picture goes
 
 
 def load() -> object:
@@ -145,26 +140,6 @@ def main(options: Args) -> None:
     options.results.write_text(json.dumps(result, indent=2) + "\n")
     for name, numbers in result["estimators"].items():
         print(f"{name:<24}" + "  ".join(f"{key} {value:.4g}" for key, value in numbers.items()))
-    draw(result, options.figure)
-
-
-def draw(result: dict, path: Path) -> None:
-    names = list(result["estimators"])
-    variances = [result["estimators"][name]["variance"] for name in names]
-    figure, axis = plt.subplots(figsize=(5.6, 2.2), layout="constrained")
-    axis.barh(range(4), variances, color=["C3", "C1", "C2", "C0"])
-    axis.set_yticks(range(4), names, fontsize=9)
-    axis.invert_yaxis()
-    axis.set_xscale("log")
-    axis.set_xlabel("variance of the policy gradient (sum over parameters)", fontsize=9)
-    for i, value in enumerate(variances):
-        axis.text(value, i, f" {value / variances[0]:.0%}", va="center", fontsize=8)
-    axis.set_xlim(right=max(variances) * 2)
-    axis.tick_params(labelsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(figure)
 
 
 if __name__ == "__main__":
