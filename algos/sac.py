@@ -19,9 +19,8 @@ replay of all that was ever seen makes each step count many times.
     python algos/sac.py --env-id Walker2d-v4 --alpha 0.2                                   # a fixed entropy weight
 
 Details that matter:
- 1. Seed axis: every tensor of a network is [S, ...] and one batched product trains S independent agents;
-    twin critics are members of the same axis.
-    Losses are summed over seeds, so that nothing leaks; each seed has its own replay.
+ 1. Seed axis: every tensor of a network is [S, ...] and one batched product trains S independent agents; twin critics
+    are members of the same axis. Losses are summed over seeds, so that nothing leaks; each seed has its own replay.
  2. Next-step auto-reset: the step after `done` ignores its action and returns the first observation of the new
     episode. That row is no transition: it is never stored.
  3. next_obs is the true next observation, that of an episode's last step included: truncation bootstraps from it,
@@ -165,19 +164,18 @@ class Agent(nn.Module):
         generators = [torch.Generator().manual_seed(args.seed + k) for k in range(args.num_seeds)]
         sizes = [self.obs_dim, args.hidden_size, args.hidden_size, 2 * self.action_dim]
         self.actor = mlp(sizes, nn.ReLU, 0.01, generators)
+        if not action_space.is_bounded():
+            refuse(f"the actions of {args.env_id} have no bounds, to which the policy could be squashed")
         low, high = torch.tensor(action_space.low).float().ravel(), torch.tensor(action_space.high).float().ravel()
-        bounded = low.isfinite() & high.isfinite()  # without bounds the policy's unit is the task's own
-        self.register_buffer("action_low", low, persistent=False)
-        self.register_buffer("action_high", high, persistent=False)
-        self.register_buffer("action_scale", torch.where(bounded, (high - low) / 2, 1.0), persistent=False)
-        self.register_buffer("action_bias", torch.where(bounded, (high + low) / 2, 0.0), persistent=False)
+        self.register_buffer("action_scale", (high - low) / 2, persistent=False)
+        self.register_buffer("action_bias", (high + low) / 2, persistent=False)
 
     @property
     def device(self) -> torch.device:
         return self.action_scale.device
 
     def random_action(self, obs: Tensor) -> Tensor:
-        """Uniform within the bounds, [S, B, A]; the policy's unit where there are none."""
+        """Uniform within the bounds, [S, B, A]."""
         noise = 2 * torch.rand(*obs.shape[:2], self.action_dim, device=obs.device) - 1
         return noise * self.action_scale + self.action_bias
 
@@ -258,7 +256,7 @@ def q_values(critics: nn.Sequential, obs: Tensor, actions: Tensor) -> Tensor:
 
 def td_target(rewards: Tensor, terminated: Tensor, next_values: Tensor, gamma: float) -> Tensor:
     """r + gamma * (1 - terminated) * V(s'); a truncated episode goes on behind its last step."""
-    return rewards + gamma * (1 - terminated) * next_values
+    return rewards + gamma * torch.where(terminated > 0, 0.0, next_values)  # 0 times what is not finite would be NaN
 
 
 LOSSES = ("critic_loss", "actor_loss", "q_values", "entropy", "alpha")

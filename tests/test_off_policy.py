@@ -111,6 +111,15 @@ def test_termination_stops_the_bootstrap_and_truncation_does_not(off_policy):
         torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0]]), torch.tensor([[9.0, 9.0]]), 0.5
     )
     assert target.tolist() == [[1.0, 6.5]]
+    blown_up = off_policy.td_target(torch.ones(1, 1), torch.ones(1, 1), torch.full((1, 1), torch.nan), 0.5)
+    assert blown_up.item() == 1  # a state that ended an episode by not being finite
+
+
+def test_actions_without_bounds_are_refused(off_policy, capsys):
+    with pytest.raises(SystemExit) as stop:
+        off_policy.Agent(WALKER[0], gymnasium.spaces.Box(0, np.inf, (1,)), off_policy.Args())
+    assert stop.value.code == 2
+    assert "bounds" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
