@@ -35,23 +35,56 @@ def test_cuda_repeats_itself(script, quick):
     assert without_clock(runs[0][0]) == without_clock(runs[1][0])
 
 
-def test_no_host_sync_inside_the_update(ppo):
-    args = ppo.Args(num_seeds=2, num_envs=4, num_steps=8, num_minibatches=4)
-    from test_ppo import learner, random_rollout
+def one_update(script):
+    """A function that makes one update of the script's algorithm, on the device, from made-up data."""
+    from test_off_policy import parts
+    from test_ppo import WALKER, random_rollout
 
-    agent, _ = learner(ppo, args)
-    agent = agent.cuda()
-    rollout = {name: tensor.cuda() for name, tensor in random_rollout(ppo, args).items()}
-    optimizer = torch.optim.Adam(
-        agent.parameters(), torch.tensor(1e-3, device="cuda"), eps=1e-5, fused=True, capturable=True
-    )
-    ppo.optimizer_state(optimizer, "adam")
-    kl_coef, carry = torch.zeros(2, device="cuda"), torch.zeros(2, 4, device="cuda")
+    def adam(parameters):
+        optimizer = torch.optim.Adam(parameters, torch.tensor(1e-3, device="cuda"), fused=True, capturable=True)
+        script.optimizer_state(optimizer, "adam")
+        return optimizer
+
+    size = {"num_seeds": 2, "num_envs": 4}
+    if script.__name__ in ("sac", "ddpg"):
+        args = script.Args(**size, hidden_size=16, batch_size=8)
+        everything = [part.cuda() if isinstance(part, torch.nn.Module) else part for part in parts(script, args)]
+        nets = [part for part in everything if isinstance(part, torch.nn.Module)]
+        replay = script.Replay(2, 100, 5, 2, torch.device("cuda"))
+        replay.add(torch.randn(2, 60, 14, device="cuda"), torch.ones(2, 60, dtype=torch.bool, device="cuda"))
+        everything[-2], everything[-3], everything[-4] = replay, adam(nets[1].parameters()), adam(nets[0].parameters())
+        if script.__name__ == "sac":
+            everything[3] = torch.nn.Parameter(torch.zeros(2, 1, device="cuda"))
+        return lambda: script.update(*everything)
+    args = script.Args(**size, num_steps=8)
+    agent = script.Agent(*WALKER, args).cuda()
+    rollout = {name: tensor.cuda() for name, tensor in random_rollout(script, args).items()}
+    rollout["age"] = torch.zeros(8, 2, 4, device="cuda")
+    carry, two = torch.zeros(2, 4, device="cuda"), torch.zeros(2, 2, device="cuda")
+    optimizer = adam(agent.critic.parameters() if script.__name__ == "trpo" else agent.parameters())
+
+    def ppo():
+        batch = script.compute_batch(agent, rollout, carry, args)
+        script.update_minibatch(agent, optimizer, {name: x[:, :8] for name, x in batch.items()}, two[:, 0], args)
+        script.finish_iteration(agent, rollout, batch, two[:, 0], args)
+
+    def trpo():
+        batch = script.compute_targets(agent, rollout, carry, args)
+        script.update_policy(agent, batch, args)
+        script.update_critic(agent, optimizer, batch)
+        script.update_statistics(agent, rollout, batch)
+
+    extra = [two] if script.__name__ == "reinforce" else []
+    plain = lambda: script.update(agent, optimizer, rollout, carry, *extra, args)  # noqa: E731
+    return {"ppo_continuous": ppo, "trpo": trpo}.get(script.__name__, plain)
+
+
+def test_no_host_sync_inside_the_update(script):
+    update = one_update(script)
+    update()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        batch = ppo.compute_batch(agent, rollout, carry, args)
-        ppo.update_minibatch(agent, optimizer, {name: x[:, :8] for name, x in batch.items()}, kl_coef, args)
-        ppo.finish_iteration(agent, rollout, batch, kl_coef, args)
+        update()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
