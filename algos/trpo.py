@@ -465,6 +465,8 @@ def update_policy(agent: Agent, batch: dict[str, Tensor], args: Args) -> dict[st
         losses = {"policy_loss": -masked_mean(ratio * batch["advantages"], valid)}
         losses["approx_kl"] = masked_mean(kl_divergence(old_policy, policy), valid)
         losses["entropy"] = masked_mean(entropy(policy), valid)
+        error = batch["returns"] - agent.critic(batch["obs"]).squeeze(-1)  # of the values that made the advantages
+        losses["explained_variance"] = 1 - masked_var(error, valid) / masked_var(batch["returns"], valid)
     return losses | {"accepted": (length > 0).float(), "step_length": length}
 
 
@@ -476,15 +478,6 @@ def update_critic(agent: Agent, optimizer: torch.optim.Optimizer, minibatch: dic
     loss.sum().backward()
     optimizer.step()
     return {"value_loss": loss.detach()}
-
-
-@torch.no_grad()
-def update_statistics(agent: Agent, rollout: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What waits for the last epoch: the observation statistics."""
-    valid, returns = batch["valid"], batch["returns"]
-    error = returns - agent.critic(batch["obs"]).squeeze(-1)
-    agent.obs_stats.update(seeds_first(rollout["obs"][:-1]), valid)
-    return {"explained_variance": 1 - masked_var(error, valid) / masked_var(returns, valid)}
 
 
 # ------------------------------------------------------------------------------------------------------------- Training
@@ -548,9 +541,8 @@ def train(args: Args) -> list[Path]:
             for name, value in critic_step(agent, optimizer, minibatch).items():
                 losses[name].add_(value / (args.value_epochs * args.num_minibatches))
 
-    def finish() -> None:
-        for name, value in update_statistics(agent, rollout, batch).items():
-            losses[name].add_(value)
+    def finish() -> None:  # what waits for the last epoch
+        agent.obs_stats.update(seeds_first(rollout["obs"][:-1]), batch["valid"])
 
     act, prepare, improve_policy, critic_epoch, finish = (
         capture(f, state, args, device) for f in (act, prepare, improve_policy, critic_epoch, finish)

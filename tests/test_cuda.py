@@ -72,7 +72,6 @@ def one_update(script):
         batch = script.compute_targets(agent, rollout, carry, args)
         script.update_policy(agent, batch, args)
         script.update_critic(agent, optimizer, batch)
-        script.update_statistics(agent, rollout, batch)
 
     extra = [two] if script.__name__ == "reinforce" else []
     plain = lambda: script.update(agent, optimizer, rollout, carry, *extra, args)  # noqa: E731
