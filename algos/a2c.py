@@ -34,9 +34,7 @@ Details that matter:
  6. The unit of a normal policy is half the action range. Actions are scaled and clipped to the task's bounds where they
     leave for the simulator, while the log-probability is that of the action before clipping. Its standard deviation
     has a floor: its gradient grows like 1 / sigma, and where all advantages are noise, that undoes a perfect policy.
- 7. First episodes are cut at spaced times: environments that start together would stay in step, and a batch would hold
-    only beginnings of episodes, or only ends.
-Deviations from the paper: 5 to 7, orthogonal initialisation, separate networks without recurrence, and GAE.
+Deviations from the paper: 5, the floor, orthogonal initialisation, separate networks without recurrence, and GAE.
 """
 
 import contextlib
@@ -104,7 +102,7 @@ class Args:
     max_grad_norm: float = 0.5  # norm to which each seed's gradient is clipped
     hidden_size: int = 64  # units in each of the two hidden layers
     log_std_init: float = -0.5  # logarithm of the first standard deviation, in units of half the action range
-    log_std_min: float = -1.6  # floor of that logarithm
+    log_std_min: float = -2.0  # floor of that logarithm
 
     # Speed
     env_threads: int = 0  # threads of EnvPool; 0 is one per core
@@ -388,7 +386,6 @@ def train(args: Args) -> list[Path]:
     step = saved["global_step"] if saved else 0
     envs = make_envs(args, spaced_seeds(args, N, 0, step))  # a simulator cannot be saved: resuming starts new episodes
     check_spaces(envs, args, gymnasium.spaces.Box, gymnasium.spaces.Discrete)
-    envs = StaggeredEnvs(envs, N)
     action_space = envs.single_action_space
     agent = Agent(envs.single_observation_space, action_space, args).to(device)
     learning_rate = torch.tensor(args.learning_rate, device=device)  # a tensor: a graph would keep a number for ever
@@ -444,11 +441,11 @@ def train(args: Args) -> list[Path]:
                 data["valid"][t] = ~done  # the step after the last one of an episode only resets
                 env_actions = np.nan_to_num(env_action_out.numpy())  # a NaN would stay in the simulator for good
                 env_actions = env_actions.reshape(S * N, *action_space.shape).astype(action_space.dtype)
-                next_obs, rewards, terminated, truncated, info = envs.step(env_actions)
+                next_obs, rewards, terminated, truncated, _ = envs.step(env_actions)
                 done = (terminated | truncated).reshape(S, N)
                 data["rewards"][t], data["terminated"][t] = rewards.reshape(S, N), terminated.reshape(S, N)
                 data["done"][t] = done
-                log.count(data["rewards"][t], done, data["valid"][t], info["cut"].reshape(S, N))
+                log.count(data["rewards"][t], done, data["valid"][t])
             data["obs"][T] = next_obs.reshape(S, N, -1)
             for name, tensor in collected.items():
                 rollout[name].copy_(tensor, non_blocking=True)
@@ -565,31 +562,6 @@ def make_envs(args: Args, env_seeds: list[int], render_mode: str | None = None) 
         refuse(f"EnvPool cannot make {args.env_id} {settings or ''}: {str(error).splitlines()[0]}")
 
 
-class StaggeredEnvs:
-    """An environment's first episode is cut, evenly spaced over the time limit from one environment to the next. They
-    start together; where episodes run to the limit, they would stay at the same phase of theirs for good, and a batch
-    would hold beginnings only or ends only. A cut is a truncation like any other; info["cut"] tells it apart."""
-
-    def __init__(self, envs: Any, num_envs: int) -> None:
-        """`num_envs` per seed. Without a known time limit, which EnvPool's tasks have, nothing is cut."""
-        limit = getattr(envs, "config", {}).get("max_episode_steps", 0)
-        self.envs, self.steps = envs, 0
-        self.cut_at = np.tile(np.arange(num_envs) * limit // num_envs, envs.num_envs // num_envs)  # 0 is never
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.envs, name)
-
-    def step(self, actions: np.ndarray) -> tuple[Any, ...]:
-        obs, rewards, terminated, truncated, info = self.envs.step(actions)
-        again = (self.cut_at == self.steps) & (self.steps > 0)  # cut one step ago: this one resets
-        if again.any():
-            obs[again] = self.envs.reset(options={"reset_mask": again})[0]
-            terminated[again] = truncated[again] = False
-        self.steps += 1
-        cut = (self.cut_at == self.steps) & ~terminated & ~truncated
-        return obs, rewards, terminated, truncated | cut, info | {"cut": cut}
-
-
 def spaced_seeds(args: Args, num_envs: int, *stream: int) -> list[int]:
     """`num_envs` environment seeds per agent. Neighbouring seeds share none, nor do two streams of the same seed."""
     sequences = [np.random.SeedSequence((args.seed + k, *stream)) for k in range(args.num_seeds)]
@@ -656,10 +628,10 @@ class RunLog:
         layout = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
         self.bar = tqdm(total=total, initial=step, unit_scale=True, disable=None, dynamic_ncols=True, bar_format=layout)
 
-    def count(self, rewards: np.ndarray, done: np.ndarray, valid: np.ndarray, cut: np.ndarray) -> None:
+    def count(self, rewards: np.ndarray, done: np.ndarray, valid: np.ndarray) -> None:
         """Take in one step of all environments for the episode statistics; arrays are [S, N]."""
         self.running += np.stack([np.where(valid, rewards, 0.0), valid])
-        for k, env in zip(*(done & ~cut).nonzero(), strict=True):
+        for k, env in zip(*done.nonzero(), strict=True):
             self.episodes[k].append(self.running[:, k, env].tolist())
         self.running[:, done] = 0.0
 

@@ -30,8 +30,7 @@ Details that matter:
     softplus(-2u)), is exact where 1 - tanh(u)^2 has no digits left; the scale of the task's bounds is part of it.
  6. The gradient runs from Q through the action into the policy, the reparameterisation trick; the critics' own weights
     get none of it.
- 7. Observations and rewards are taken as they are. First episodes are cut at spaced times, so that environments do
-    not run in step.
+ 7. Observations and rewards are taken as they are.
  8. The target entropy is minus the number of action dimensions.
 Deviations from the paper: orthogonal initialisation; log sigma is squashed into [-5, 2].
 """
@@ -319,7 +318,6 @@ def train(args: Args) -> list[Path]:
     step = start = saved["global_step"] if saved else 0
     envs = make_envs(args, spaced_seeds(args, N, 0, step))  # a simulator cannot be saved: resuming starts new episodes
     check_spaces(envs, args, gymnasium.spaces.Box)
-    envs = StaggeredEnvs(envs, N)
     action_shape = envs.single_action_space.shape
     agent = Agent(envs.single_observation_space, envs.single_action_space, args).to(device)
     critics, targets = make_critics(agent, args), make_critics(agent, args).requires_grad_(False)
@@ -395,7 +393,7 @@ def train(args: Args) -> list[Path]:
 
             # Step and store; next_obs is the true one, of an episode's last step too
             obs = next_obs
-            next_obs, rewards, terminated, truncated, info = envs.step(env_actions.reshape(S * N, *action_shape))
+            next_obs, rewards, terminated, truncated, _ = envs.step(env_actions.reshape(S * N, *action_shape))
             next_obs, rewards, terminated = next_obs.reshape(S, N, -1), rewards.reshape(S, N), terminated.reshape(S, N)
             done = terminated | truncated.reshape(S, N)
             if on_cuda:
@@ -403,7 +401,7 @@ def train(args: Args) -> list[Path]:
             np.concatenate([obs, next_obs, env_actions, rewards[..., None], terminated[..., None]], axis=-1, out=rows)
             valid_in.copy_(torch.from_numpy(~skip))
             store()
-            log.count(rewards, done, ~skip, info["cut"].reshape(S, N))
+            log.count(rewards, done, ~skip)
             skip = done  # the step after the last one of an episode only resets
             step += N
 
@@ -514,31 +512,6 @@ def make_envs(args: Args, env_seeds: list[int], render_mode: str | None = None) 
         refuse(f"EnvPool cannot make {args.env_id} {settings or ''}: {str(error).splitlines()[0]}")
 
 
-class StaggeredEnvs:
-    """An environment's first episode is cut, evenly spaced over the time limit from one environment to the next. They
-    start together; where episodes run to the limit, they would stay at the same phase of theirs for good, and a batch
-    would hold beginnings only or ends only. A cut is a truncation like any other; info["cut"] tells it apart."""
-
-    def __init__(self, envs: Any, num_envs: int) -> None:
-        """`num_envs` per seed. Without a known time limit, which EnvPool's tasks have, nothing is cut."""
-        limit = getattr(envs, "config", {}).get("max_episode_steps", 0)
-        self.envs, self.steps = envs, 0
-        self.cut_at = np.tile(np.arange(num_envs) * limit // num_envs, envs.num_envs // num_envs)  # 0 is never
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.envs, name)
-
-    def step(self, actions: np.ndarray) -> tuple[Any, ...]:
-        obs, rewards, terminated, truncated, info = self.envs.step(actions)
-        again = (self.cut_at == self.steps) & (self.steps > 0)  # cut one step ago: this one resets
-        if again.any():
-            obs[again] = self.envs.reset(options={"reset_mask": again})[0]
-            terminated[again] = truncated[again] = False
-        self.steps += 1
-        cut = (self.cut_at == self.steps) & ~terminated & ~truncated
-        return obs, rewards, terminated, truncated | cut, info | {"cut": cut}
-
-
 def spaced_seeds(args: Args, num_envs: int, *stream: int) -> list[int]:
     """`num_envs` environment seeds per agent. Neighbouring seeds share none, nor do two streams of the same seed."""
     sequences = [np.random.SeedSequence((args.seed + k, *stream)) for k in range(args.num_seeds)]
@@ -605,10 +578,10 @@ class RunLog:
         layout = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
         self.bar = tqdm(total=total, initial=step, unit_scale=True, disable=None, dynamic_ncols=True, bar_format=layout)
 
-    def count(self, rewards: np.ndarray, done: np.ndarray, valid: np.ndarray, cut: np.ndarray) -> None:
+    def count(self, rewards: np.ndarray, done: np.ndarray, valid: np.ndarray) -> None:
         """Take in one step of all environments for the episode statistics; arrays are [S, N]."""
         self.running += np.stack([np.where(valid, rewards, 0.0), valid])
-        for k, env in zip(*(done & ~cut).nonzero(), strict=True):
+        for k, env in zip(*done.nonzero(), strict=True):
             self.episodes[k].append(self.running[:, k, env].tolist())
         self.running[:, done] = 0.0
 

@@ -120,38 +120,3 @@ def test_states_are_those_of_gymnasium():
         assert terminated[0] == expected_terminated
         if terminated[0]:
             break
-
-
-def test_first_episodes_are_cut_evenly_over_the_time_limit(script):
-    """Two seeds of four environments: cut at never, 5, 10 and 15 steps of 20, as truncations like any other."""
-    args = script.Args(num_seeds=2, env_id="HalfCheetah-v4", env_kwargs={"max_episode_steps": "20"})
-    envs = script.StaggeredEnvs(script.make_envs(args, list(range(8))), 4)
-    plain = script.make_envs(args, list(range(8)))
-    first, _ = envs.reset()
-    assert np.array_equal(first, plain.reset()[0])
-    rng = np.random.default_rng(0)
-    length, since, done = np.array([20, 5, 10, 15] * 2), np.zeros(8, int), np.zeros(8, bool)
-    for t in range(1, 60):
-        actions = rng.uniform(-1, 1, (8, 6))
-        obs, _, terminated, truncated, info = envs.step(actions)
-        expected = plain.step(actions)[0]
-        since = np.where(done, 0, since + 1)
-        if t <= 5:  # the cut leaves the true last observation in its row
-            assert np.array_equal(obs, expected)
-        assert (info["elapsed_step"] == since)[~done].all()
-        assert (np.abs(obs[done][:, :8]) < 0.3).all()  # near the starting pose, whose noise is 0.1
-        assert not terminated.any()
-        assert (truncated == (since == length)).all()
-        assert (info["cut"] == (truncated & (length < 20))).all()
-        length = np.where(truncated, 20, length)
-        done = truncated
-    assert envs.single_action_space.shape == (6,)
-
-
-def test_without_a_time_limit_nothing_is_cut(script):
-    envs = gymnasium.vector.SyncVectorEnv([lambda: gymnasium.make("Pendulum-v1") for _ in range(4)])
-    staggered = script.StaggeredEnvs(envs, 4)
-    staggered.reset(seed=0)
-    for _ in range(199):
-        *_, terminated, truncated, info = staggered.step(np.zeros((4, 1), np.float32))
-        assert not (terminated | truncated | info["cut"]).any()
