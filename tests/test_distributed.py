@@ -152,7 +152,7 @@ def test_torchrun_restarts_a_run_from_its_checkpoint(ppo, quick, tmp_path):
     steps = [int(row["global_step"]) for row in read_metrics(folder)]
     assert steps == [i * STEPS for i in range(1, 10)]
     first, second = read_ranks(tmp_path)
-    assert first["iterations"] == second["iterations"] == 4  # 6 to 9: the checkpoint had five
+    assert first["iterations"] == second["iterations"] == 4 + 1  # 6 to 9, for the checkpoint had five; and the barrier
     args = ppo.Args(**quick)
     for rank, left in enumerate((first, second)):
         assert left["env_seeds"][0] == ppo.spaced_seeds(args, args.num_envs, 0, 5 * STEPS, rank)
