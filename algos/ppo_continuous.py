@@ -16,6 +16,7 @@ KL-penalised) importance ratio keeps the new policy near the one that acted.
     python algos/ppo_continuous.py --env-id Walker2d-v4
     python algos/ppo_continuous.py --env-id Walker2d-v4 --num-seeds 5                      # five agents, one process
     python algos/ppo_continuous.py --env-id Walker2d-v4 --env-kwargs forward_reward_weight -1        # walk backwards
+    torchrun --nproc-per-node 2 algos/ppo_continuous.py --env-id Walker2d-v4       # data-parallel: see detail 10
 
 Details that matter:
  1. Seed axis: every tensor of a network is [S, ...] and one batched product trains S independent agents. Losses are
@@ -33,6 +34,10 @@ Details that matter:
     with epsilon 1e-5, learning rate annealed linearly to 0, gradient norm clipped.
  8. The standard deviation has a floor. Where a task is all but solved, advantages are mostly the critic's error, and
     the gradient of the mean grows like 1 / sigma: without a floor such noise undoes a perfect policy.
+ 9. Under torchrun every rank steps num_envs environments of its own per seed, and every update is that of the union of
+    their rows: what is summed over rows is summed over ranks. So the ranks' agents stay bit-identical, and their steps
+    count together: global_step grows by num_envs * num_steps * ranks per iteration. Rank 0 evaluates and writes; the
+    episodic return and length that it logs are those of its own environments.
 Deviations from the paper: 6 to 8, reward normalisation, and a value loss of its own network with optional clipping.
 """
 
@@ -64,6 +69,7 @@ import gymnasium
 import imageio
 import numpy as np
 import torch
+import torch.distributed as dist
 import tyro
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
@@ -86,7 +92,7 @@ class Args:
     # Environment
     env_id: str = "Walker2d-v4"  # task, as EnvPool names it
     env_kwargs: dict[str, str] = field(default_factory=dict)  # settings of the task: NAME VALUE NAME VALUE ...
-    num_envs: int = 64  # environments per seed
+    num_envs: int = 64  # environments per seed, on each rank
 
     # Algorithm
     num_steps: int = 32  # steps of each environment per iteration (T)
@@ -113,6 +119,7 @@ class Args:
     torch_threads: int = 1  # threads of torch on a CPU; more than there are free cores slow everything down
     cuda_graphs: bool = True  # on CUDA, replay recorded graphs instead of launching kernel by kernel
     compile: bool = False  # torch.compile the gradient step: up to a minute more at the start
+    world_size: tyro.conf.Fixed[int] = int(os.environ.get("WORLD_SIZE", "1"))  # ranks; torchrun sets it
 
     # Output
     run_dir: str = "runs"  # parent folder of the run folders
@@ -131,8 +138,13 @@ class Args:
 
     @property
     def batch_size(self) -> int:
-        """Rows per seed and iteration."""
+        """Rows per seed and iteration, of one rank."""
         return self.num_envs * self.num_steps
+
+    @property
+    def iteration_steps(self) -> int:
+        """Environment steps per seed and iteration, of all ranks."""
+        return self.batch_size * self.world_size
 
     @property
     def minibatch_size(self) -> int:
@@ -141,7 +153,7 @@ class Args:
     @property
     def trained_timesteps(self) -> int:
         """A last partial rollout is not run."""
-        return self.total_timesteps // self.batch_size * self.batch_size
+        return self.total_timesteps // self.iteration_steps * self.iteration_steps
 
 
 # ------------------------------------------------------------------------------------------------------------- Networks
@@ -222,9 +234,9 @@ class RunningMeanStd(nn.Module):
     def update(self, x: Tensor, valid: Tensor) -> None:
         """Take in x [S, B, D] where valid [S, B]."""
         valid = valid.unsqueeze(-1)
-        count = valid.sum(1, keepdim=True)
-        mean = torch.where(valid, x, 0.0).sum(1, keepdim=True) / count.clamp(min=1)
-        var = torch.where(valid, x - mean, 0.0).square().sum(1, keepdim=True) / count.clamp(min=1)
+        count = sum_rows(valid).unsqueeze(1)
+        mean = masked_mean(x, valid).unsqueeze(1)
+        var = masked_mean((x - mean).square(), valid).unsqueeze(1)
         weight = count / (self.count + count).clamp(min=1)
         delta = mean - self.mean
         self.var.copy_(self.var * (1 - weight) + var * weight + delta.square() * weight * (1 - weight))
@@ -252,9 +264,30 @@ def normal_kl(old_mean: Tensor, old_log_std: Tensor, mean: Tensor, log_std: Tens
     return 0.5 * (variance_ratio + shift - 1 - 2 * (old_log_std - log_std)).sum(-1)
 
 
+def sum_rows(x: Tensor) -> Tensor:
+    """Sum over the rows of each seed: [S, B, ...] to [S, ...]. Statistics sum over the rows of all ranks; losses, where
+    autograd is on, over this rank's own, because average_over_ranks joins their gradients."""
+    total = x.sum(1)
+    if dist.is_initialized() and not torch.is_grad_enabled():
+        dist.all_reduce(total)
+    return total
+
+
+def average_over_ranks(tensors: list[Tensor], valid: Tensor) -> None:
+    """Turn what each rank found on its rows, [S, ...], into what the union of the rows gives: the mean over ranks,
+    weighted by their valid rows, valid [S, B]. In place, and one reduction for all tensors."""
+    if dist.is_initialized():
+        count = valid.sum(1, keepdim=True)
+        flat = torch.cat([count, *(count * tensor.reshape(len(count), -1) for tensor in tensors)], 1)
+        dist.all_reduce(flat)
+        means = (flat[:, 1:] / flat[:, :1].clamp(min=1)).split([tensor[0].numel() for tensor in tensors], 1)
+        for tensor, mean in zip(tensors, means, strict=True):
+            tensor.copy_(mean.reshape(tensor.shape))
+
+
 def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
     """Mean over the valid rows of each seed: [S, B] to [S]."""
-    return torch.where(valid, x, 0.0).sum(1) / valid.sum(1).clamp(min=1)
+    return sum_rows(torch.where(valid, x, 0.0)) / sum_rows(valid).clamp(min=1)
 
 
 def masked_var(x: Tensor, valid: Tensor) -> Tensor:
@@ -374,13 +407,16 @@ def update_minibatch(
     loss = policy_loss + args.vf_coef * v_loss - args.ent_coef * entropy
     optimizer.zero_grad()
     loss.sum().backward()
-    grad_norm = clip_grad_norm(optimizer.param_groups[0]["params"], args.max_grad_norm)
+    clipfrac = masked_mean(((ratio - 1).abs() > args.clip_coef).float(), valid)
+    terms = {"policy_loss": policy_loss, "value_loss": v_loss, "entropy": entropy, "clipfrac": clipfrac}
+    terms = {name: term.detach() for name, term in terms.items()}
+    parameters = optimizer.param_groups[0]["params"]
+    average_over_ranks([*(parameter.grad for parameter in parameters), *terms.values()], valid)
+    terms["grad_norm"] = clip_grad_norm(parameters, args.max_grad_norm)
     optimizer.step()
     with torch.no_grad():
         agent.log_std.clamp_(min=args.log_std_min)
-    clipfrac = masked_mean(((ratio - 1).abs() > args.clip_coef).float(), valid)
-    terms = {"policy_loss": policy_loss, "value_loss": v_loss, "entropy": entropy, "clipfrac": clipfrac}
-    return {name: term.detach() for name, term in terms.items()} | {"grad_norm": grad_norm}
+    return terms
 
 
 @torch.no_grad()
@@ -401,14 +437,32 @@ def finish_iteration(
 # ------------------------------------------------------------------------------------------------------------- Training
 
 
+def highest(*numbers: int) -> list[int]:
+    """Each number's highest value on any rank: what one rank decides by its clock or a signal, all do together."""
+    found = torch.tensor(numbers)
+    if dist.is_initialized():
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+    return found.tolist()
+
+
 def train(args: Args) -> list[Path]:
-    """Train args.num_seeds agents; return their run folders. Exit status 1 if one diverged, 128 + n after signal n."""
+    """Train args.num_seeds agents; return their run folders (only rank 0 has them). Exit status 1 if one diverged,
+    128 + n after signal n."""
     S, N, T, last = args.num_seeds, args.num_envs, args.num_steps, args.trained_timesteps
+    if args.world_size > 1 and args.device != "cpu" and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     device = select_device(args)
-    on_cuda = device.type == "cuda"
-    folders, saved = find_checkpoint(args, device)
+    on_cuda, rank = device.type == "cuda", 0
+    if args.world_size > 1:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
+        rank = dist.get_rank()
+    found = [find_checkpoint(args, torch.device("cpu")) if rank == 0 else None]
+    if args.world_size > 1:
+        dist.broadcast_object_list(found)  # of rank 0: the others may be on another machine
+    folders, saved = found[0]
     step = saved["global_step"] if saved else 0
-    envs = make_envs(args, spaced_seeds(args, N, 0, step))  # a simulator cannot be saved: resuming starts new episodes
+    # A simulator cannot be saved: resuming starts new episodes. (For a seed sequence a last word of 0 is none at all.)
+    envs = make_envs(args, spaced_seeds(args, N, 0, step, rank))
     check_spaces(envs, args, gymnasium.spaces.Box)
     action_shape = envs.single_action_space.shape
     agent = Agent(envs.single_observation_space, envs.single_action_space, args).to(device)
@@ -419,7 +473,7 @@ def train(args: Args) -> list[Path]:
     if saved:
         restore(state, saved["state"])
     failed = diverged(agent)
-    log = RunLog(args, device, folders or claim_folders(args), saved)
+    log = RunLog(args, device, folders or claim_folders(args), saved) if rank == 0 else None
 
     # Collected in host memory (pinned, for CUDA), then shipped to the device in one piece.
     shapes = {"obs": (T + 1, S, N, agent.obs_dim), "actions": (T, S, N, agent.action_dim), "rewards": (T, S, N)}
@@ -463,9 +517,9 @@ def train(args: Args) -> list[Path]:
     act, prepare, update_epoch, finish = (capture(f, state, args, device) for f in (act, prepare, update_epoch, finish))
     for total in (carry, *losses.values()):
         total.zero_()  # of what the warm-up left
-    torch.manual_seed(spaced_seeds(args, 1, 2, step)[0])  # noise and minibatches of all seeds come from one stream
+    torch.manual_seed(spaced_seeds(args, 1, 2, step, rank)[0])  # one stream of noise and minibatches for all seeds
 
-    next_obs, done, iterations, saved_at = envs.reset()[0], np.zeros((S, N), bool), 0, time.perf_counter()
+    next_obs, done, iterations, stop, saved_at = envs.reset()[0], np.zeros((S, N), bool), 0, 0, time.perf_counter()
     with catch_signals() as signals:
         while step < last and len(failed) < S:
             # Collect T steps of every environment
@@ -481,7 +535,8 @@ def train(args: Args) -> list[Path]:
                 done = (terminated | truncated).reshape(S, N)
                 data["rewards"][t], data["terminated"][t] = rewards.reshape(S, N), terminated.reshape(S, N)
                 data["done"][t] = done
-                log.count(data["rewards"][t], done, data["valid"][t])
+                if log:
+                    log.count(data["rewards"][t], done, data["valid"][t])
             data["obs"][T] = next_obs.reshape(S, N, -1)
             for name, tensor in collected.items():
                 rollout[name].copy_(tensor, non_blocking=True)
@@ -492,11 +547,11 @@ def train(args: Args) -> list[Path]:
             for _ in range(args.update_epochs):
                 update_epoch()
             finish()
-            step, iterations = step + args.batch_size, iterations + 1
+            step, iterations = step + args.iteration_steps, iterations + 1
 
             # Report
-            evaluation_due = due(step, args.batch_size, args.num_evaluations, last)
-            if evaluation_due or due(step, args.batch_size, 100, last):
+            evaluation_due = due(step, args.iteration_steps, args.num_evaluations, last)
+            if log and (evaluation_due or due(step, args.iteration_steps, 100, last)):
                 means = {name: (total / iterations).tolist() for name, total in losses.items()}  # waits for the device
                 log.stop_clock()
                 returns = None
@@ -506,21 +561,26 @@ def train(args: Args) -> list[Path]:
                 log.report(step, means, returns)
                 torch._foreach_zero_(list(losses.values()))
                 iterations = 0
-            stop = bool(signals)
-            if stop or step == last or time.perf_counter() - saved_at > args.checkpoint_seconds:
-                failed = save_run(args, log, agent, state, step)
+            save_due = time.perf_counter() - saved_at > args.checkpoint_seconds
+            stop, save_due = highest(signals[0] if signals else 0, save_due)
+            if stop or step == last or save_due:
+                failed = save_run(args, log, agent, state, step) if log else diverged(agent)
                 saved_at = time.perf_counter()
             if stop:
                 break
     envs.close()
-    log.close()
-    if args.capture_video and step == last:
+    if log:
+        log.close()
+    if log and args.capture_video and step == last:
         capture_video(agent, args, log.folders)
-    if failed:
+    if log and failed:
         print(f"diverged: seeds {', '.join(str(args.seed + k) for k in failed)}; their agent.pt is the last good one")
+    if args.world_size > 1:
+        highest(0)  # a barrier: torchrun ends all ranks when one fails, and rank 0 may still have been writing
+        dist.destroy_process_group()
     if step < last or failed:
-        raise SystemExit(128 + signals[0] if signals else 1)
-    return log.folders
+        raise SystemExit(128 + stop if stop else 1)
+    return log.folders if log else []
 
 
 # ======================================================================================================================

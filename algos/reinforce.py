@@ -241,9 +241,9 @@ class RunningMeanStd(nn.Module):
     def update(self, x: Tensor, valid: Tensor) -> None:
         """Take in x [S, B, D] where valid [S, B]."""
         valid = valid.unsqueeze(-1)
-        count = valid.sum(1, keepdim=True)
-        mean = torch.where(valid, x, 0.0).sum(1, keepdim=True) / count.clamp(min=1)
-        var = torch.where(valid, x - mean, 0.0).square().sum(1, keepdim=True) / count.clamp(min=1)
+        count = sum_rows(valid).unsqueeze(1)
+        mean = masked_mean(x, valid).unsqueeze(1)
+        var = masked_mean((x - mean).square(), valid).unsqueeze(1)
         weight = count / (self.count + count).clamp(min=1)
         delta = mean - self.mean
         self.var.copy_(self.var * (1 - weight) + var * weight + delta.square() * weight * (1 - weight))
@@ -290,9 +290,14 @@ def entropy(policy: tuple[Tensor, ...]) -> Tensor:
     return categorical_entropy(*policy) if len(policy) == 1 else normal_entropy(policy[1]).expand(policy[0].shape[:-1])
 
 
+def sum_rows(x: Tensor) -> Tensor:
+    """Sum over the rows of each seed: [S, B, ...] to [S, ...]."""
+    return x.sum(1)
+
+
 def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
     """Mean over the valid rows of each seed: [S, B] to [S]."""
-    return torch.where(valid, x, 0.0).sum(1) / valid.sum(1).clamp(min=1)
+    return sum_rows(torch.where(valid, x, 0.0)) / sum_rows(valid).clamp(min=1)
 
 
 def masked_var(x: Tensor, valid: Tensor) -> Tensor:
