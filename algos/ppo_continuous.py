@@ -16,7 +16,7 @@ KL-penalised) importance ratio keeps the new policy near the one that acted.
     python algos/ppo_continuous.py --env-id Walker2d-v4
     python algos/ppo_continuous.py --env-id Walker2d-v4 --num-seeds 5                      # five agents, one process
     python algos/ppo_continuous.py --env-id Walker2d-v4 --env-kwargs forward_reward_weight -1        # walk backwards
-    torchrun --nproc-per-node 2 algos/ppo_continuous.py --env-id Walker2d-v4       # data-parallel: see detail 10
+    torchrun --nproc-per-node 2 algos/ppo_continuous.py --env-id Walker2d-v4       # data-parallel: see detail 9
 
 Details that matter:
  1. Seed axis: every tensor of a network is [S, ...] and one batched product trains S independent agents. Losses are
