@@ -107,8 +107,15 @@ def test_a_file_that_cannot_grow(script, quick, launcher):
     check_that_a_full_disk_loses_nothing(script, quick, launcher, run_full)
 
 
-@pytest.mark.parametrize("free", [0, 50_000])
-def test_a_full_disk(script, quick, launcher, tmp_path, free):
+def test_a_full_disk(script, quick, launcher, tmp_path):
+    check_on_a_small_disk(script, quick, launcher, tmp_path, 50_000)
+
+
+def test_a_disk_without_a_free_block(a2c, quick, launcher, tmp_path):
+    check_on_a_small_disk(a2c, quick, launcher, tmp_path, 0)
+
+
+def check_on_a_small_disk(script, quick, launcher, tmp_path, free):
     disk = tmp_path / "runs"
     disk.mkdir()
     words = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
@@ -220,8 +227,8 @@ def memory(pid):
 @pytest.mark.parametrize("steps", [300_000, pytest.param(10_000_000, marks=pytest.mark.slow)])
 def test_memory_stays_flat(reinforce, tmp_path, steps):
     words = [sys.executable, reinforce.__file__, "--env-id", "InvertedPendulum-v4", "--total-timesteps", str(steps)]
-    words += ["--num-evaluations", "2", "--final-eval-episodes", "10", "--checkpoint-seconds", "0.5"]
-    words += ["--num-envs", "64", "--run-dir", str(tmp_path)]
+    words += ["--final-eval-episodes", "10", "--checkpoint-seconds", "0.5", "--num-envs", "32"]
+    words += ["--run-dir", str(tmp_path)]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     measured = []  # one at each further percent
     while process.poll() is None:
@@ -235,9 +242,9 @@ def test_memory_stays_flat(reinforce, tmp_path, steps):
     assert process.wait() == 0
     resident, threads, descriptors = zip(*measured, strict=True)
     assert len(resident) > 90
-    assert max(resident[90:]) < max(resident[20:30]) + 10, resident  # MiB
-    assert max(threads[90:]) <= max(threads[20:30])
-    assert max(descriptors[90:]) <= max(descriptors[20:30]) + 2
+    assert max(resident[80:]) < max(resident[20:30]) + 10, resident  # MiB
+    assert max(threads[80:]) <= max(threads[20:30]) + 1, threads
+    assert max(descriptors[80:]) <= max(descriptors[20:30]) + 2, descriptors
 
 
 def test_the_table_of_faults_names_tests_that_exist():
