@@ -671,7 +671,7 @@ def select_device(args: Args) -> torch.device:
         refuse(f"device {args.device!r} cannot be used: {first_line(error)}")
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)  # graphs are captured on the current device
-    return device
+    return device if device.type == "cuda" else torch.device("cpu")  # what is saved on cpu:0 cannot be loaded
 
 
 # ---------------------------------------------------------------------------------------------------------- Environment

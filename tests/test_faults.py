@@ -147,6 +147,14 @@ def test_folders_that_cannot_be_made(script, quick, launcher, tmp_path):
         assert error.count("\n") == 1
 
 
+def test_what_cpu_0_has_saved_can_be_loaded(script, quick, launcher):
+    words = arguments(script, quick, device="cpu:0", resume="auto")
+    for _ in range(2):
+        status, _, error = launcher.run(script, words)
+        assert status == 0, error
+    assert len(list(Path(quick["run_dir"]).iterdir())) == 1
+
+
 class Breaking(Reach):
     """Fails after so many steps, by an exception or by ending the whole process."""
 

@@ -135,6 +135,8 @@ def fuzz(script, launcher, run_dir, examples):
     def each(words):
         result = launcher.run(script, words, seconds=60)
         check(*result)
+        if "auto" in words:  # what a script has written, it can read
+            assert "cannot be read" not in result[2], result[2]
         statuses.append(result[0])
 
     each()
