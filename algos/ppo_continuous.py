@@ -657,6 +657,14 @@ def check_spaces(envs: Any, args: Args, *action_types: type) -> None:
         refuse(f"{args.env_id} takes {type(envs.single_action_space).__name__} actions; this script takes {names}")
     if (players := getattr(envs, "config", {}).get("max_num_players", 1)) > 1:
         refuse(f"{args.env_id} has {players} players; this script takes one")
+    if args.capture_video:  # some tasks have no picture: better known now than after training
+        try:
+            film = make_envs(args, [0], "rgb_array")
+            film.reset()
+            film.render(env_ids=[0])
+            film.close()
+        except Exception as error:
+            refuse(f"{args.env_id} cannot be filmed: {first_line(error)}")
 
 
 # -------------------------------------------------------------------------------------------------------------- Logging
@@ -930,6 +938,7 @@ def evaluate_saved(args: Args) -> None:
     kept = {name: getattr(args, name) for name in ("device", "env_threads", "final_eval_episodes", "capture_video")}
     args = Args(**saved["args"] | kept | {"env_kwargs": saved["args"]["env_kwargs"] | args.env_kwargs})
     envs = make_envs(args, [0])
+    check_spaces(envs, args, gymnasium.Space)
     agent = Agent(envs.single_observation_space, envs.single_action_space, args).to(device)
     restore(agent.state_dict(), saved["agent"])
     episodes = evaluate(agent, args, args.final_eval_episodes, args.total_timesteps)

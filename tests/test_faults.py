@@ -155,6 +155,16 @@ def test_what_cpu_0_has_saved_can_be_loaded(script, quick, launcher):
     assert len(list(Path(quick["run_dir"]).iterdir())) == 1
 
 
+def test_a_task_without_a_picture_is_refused_before_training(a2c, quick, launcher):
+    words = arguments(a2c, quick, env_id="Catch-v0", capture_video="gif")
+    if not a2c.HAS_EGL:
+        pytest.skip("films need libEGL")
+    status, _, error = launcher.run(a2c, words)
+    assert status == 2, error
+    assert "Catch-v0 cannot be filmed" in error
+    assert not Path(quick["run_dir"]).exists()
+
+
 class Breaking(Reach):
     """Fails after so many steps, by an exception or by ending the whole process."""
 
