@@ -43,6 +43,7 @@ Deviations from the paper: GAE, 6, and a value function fitted by several epochs
 import contextlib
 import ctypes
 import difflib
+import glob
 import itertools
 import json
 import os
@@ -627,14 +628,24 @@ def refuse(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
+def first_line(error: BaseException) -> str:
+    return (str(error) or repr(error)).splitlines()[0][:200]
+
+
 def check_ranges(args: "Args") -> None:
     """Refuse what no training can use: sizes below 1, negative or infinite coefficients, NaN."""
     for name, value in vars(args).items():
         size = type(value) is int and name not in ("seed", "env_threads", "num_evaluations", "line_search_steps")
         lowest = -99 if name.startswith("log_std") else 1 if size else 0
-        highest = 1 if name in ("gamma", "gae_lambda", "tau") else 2**53
+        amount = type(value) is float or name in ("seed", "total_timesteps", "learning_starts", "buffer_size")
+        highest = 1 if name in ("gamma", "gae_lambda", "tau") else 2**53 if amount else 2**20
+        highest = 2**10 if name in ("env_threads", "torch_threads", "utd_ratio") else highest
         if type(value) in (int, float) and not lowest <= value <= highest:
             refuse(f"{name} = {value} is out of range")
+        if name in ("exp_name", "run_dir") and not (value.isprintable() and (name == "run_dir" or "/" not in value)):
+            refuse(f"{name} = {value!r} is no name of a folder")
+        if name in ("num_envs", "eval_episodes", "final_eval_episodes") and args.num_seeds * value > 2**16:
+            refuse(f"{name} = {value} for each of {args.num_seeds} seeds: a pool takes 65536 environments")
     if args.capture_video not in (None, "gif", "mp4"):
         refuse(f"capture_video is gif or mp4, not {args.capture_video!r}")
     if args.capture_video and not HAS_EGL:
@@ -647,14 +658,14 @@ def select_device(args: Args) -> torch.device:
     torch.set_num_threads(args.torch_threads)
     try:
         device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        if device.type not in ("cpu", "cuda"):
+            refuse(f"device {args.device!r} is neither a CPU nor a CUDA device")
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        refuse(f"device {args.device!r} cannot be used: {str(error).splitlines()[0]}")
-    if device.type not in ("cpu", "cuda"):
-        refuse(f"device {args.device!r} is neither a CPU nor a CUDA device")
+    except (RuntimeError, AssertionError) as error:
+        refuse(f"device {args.device!r} cannot be used: {first_line(error)}")
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)  # graphs are captured on the current device
-    return device
+    return device if device.type == "cuda" else torch.device("cpu")  # what is saved on cpu:0 cannot be loaded
 
 
 # ---------------------------------------------------------------------------------------------------------- Environment
@@ -665,7 +676,10 @@ def task_settings(env_id: str, env_kwargs: dict[str, str]) -> dict[str, Any]:
     if env_id not in (tasks := envpool.list_all_envs()):
         near = difflib.get_close_matches(env_id, tasks, n=4, cutoff=0.5)
         refuse(f"there is no task {env_id!r}" + (f"; the nearest are {', '.join(near)}" if near else ""))
-    config = envpool.make_spec(env_id).config._asdict()
+    try:
+        config = envpool.make_spec(env_id).config._asdict()
+    except Exception as error:  # a task whose libraries are missing
+        refuse(f"EnvPool cannot make {env_id}: {first_line(error)}")
     names = list(config)[list(config).index("max_episode_steps") :]  # what comes before is the pool's own
     settings: dict[str, Any] = {}
     for name, text in env_kwargs.items():
@@ -687,8 +701,8 @@ def make_envs(args: Args, env_seeds: list[int], render_mode: str | None = None) 
     pool = {"num_envs": len(env_seeds), "num_threads": threads, "env_seed": env_seeds, "render_mode": render_mode}
     try:
         return envpool.make(args.env_id, "gymnasium", **pool, **settings)
-    except Exception as error:  # a task whose libraries are missing, a value that the task cannot take
-        refuse(f"EnvPool cannot make {args.env_id} {settings or ''}: {str(error).splitlines()[0]}")
+    except Exception as error:  # a task whose files are missing, a value that the task cannot take
+        refuse(f"EnvPool cannot make {args.env_id} {settings or ''}: {first_line(error)}")
 
 
 def spaced_seeds(args: Args, num_envs: int, *stream: int) -> list[int]:
@@ -703,6 +717,16 @@ def check_spaces(envs: Any, args: Args, *action_types: type) -> None:
         refuse(f"{args.env_id} observes a {type(envs.single_observation_space).__name__}; this script takes Box")
     if not isinstance(envs.single_action_space, action_types):
         refuse(f"{args.env_id} takes {type(envs.single_action_space).__name__} actions; this script takes {names}")
+    if (players := getattr(envs, "config", {}).get("max_num_players", 1)) > 1:
+        refuse(f"{args.env_id} has {players} players; this script takes one")
+    if args.capture_video:  # some tasks have no picture: better known now than after training
+        try:
+            film = make_envs(args, [0], "rgb_array")
+            film.reset()
+            film.render(env_ids=[0])
+            film.close()
+        except Exception as error:
+            refuse(f"{args.env_id} cannot be filmed: {first_line(error)}")
 
 
 # -------------------------------------------------------------------------------------------------------------- Logging
@@ -710,10 +734,15 @@ def check_spaces(envs: Any, args: Args, *action_types: type) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, renamed to `path` at the end: a kill at any moment leaves the old file or the new one."""
+    """A path to write to, renamed to `path` at the end: a kill at any moment leaves the old file or the new one. So
+    does a full disk, which ends the run."""
     beside = path.with_name(path.name + ".tmp")
-    yield beside
-    beside.replace(path)
+    try:
+        yield beside
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        refuse(f"{path} cannot be written: {error.strerror}")
 
 
 def due(step: int, stride: int, times: int, total: int) -> bool:
@@ -806,8 +835,11 @@ class RunLog:
 
 
 def save(path: Path, kind: str, **content: Any) -> None:
-    with replacing(path) as beside:
-        torch.save({"kind": f"{Path(__file__).stem} {kind}", **content}, beside)
+    with replacing(path) as beside, open(beside, "wb") as file:
+        try:
+            torch.save({"kind": f"{Path(__file__).stem} {kind}", **content}, file)
+        except RuntimeError as error:  # which hides that of a full disk
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def load(path: Path, kind: str, device: torch.device) -> dict[str, Any]:
@@ -817,7 +849,7 @@ def load(path: Path, kind: str, device: torch.device) -> dict[str, Any]:
         content = torch.load(path, map_location=device, weights_only=True)
         found = content["kind"]
     except Exception as error:  # missing, truncated, corrupt and foreign files fail in many ways
-        refuse(f"{path} cannot be read as {kind}: {(str(error) or repr(error)).splitlines()[0][:120]}")
+        refuse(f"{path} cannot be read as {kind}: {first_line(error)}")
     if found != f"{Path(__file__).stem} {kind}":
         refuse(f"{path} is a {found}, not a {Path(__file__).stem} {kind}")
     return content
@@ -866,9 +898,8 @@ def find_checkpoint(args: Args, device: torch.device) -> tuple[list[Path], dict[
 
     candidates = [Path(args.resume)] if args.resume else []
     if args.resume == "auto":
-        found = Path(args.run_dir).glob(
-            f"{args.env_id.replace('/', '_')}__{args.exp_name}__{args.seed}__*/checkpoint.pt"
-        )
+        name = f"{args.env_id.replace('/', '_')}__{args.exp_name}__{args.seed}__"
+        found = Path(args.run_dir).glob(f"{glob.escape(name)}*/checkpoint.pt")
         candidates = sorted(found, key=lambda path: path.parent.name.rpartition("__")[2], reverse=True)
     for path in candidates:
         saved = load(path, "checkpoint", device)
@@ -969,6 +1000,7 @@ def evaluate_saved(args: Args) -> None:
     kept = {name: getattr(args, name) for name in ("device", "env_threads", "final_eval_episodes", "capture_video")}
     args = Args(**saved["args"] | kept | {"env_kwargs": saved["args"]["env_kwargs"] | args.env_kwargs})
     envs = make_envs(args, [0])
+    check_spaces(envs, args, gymnasium.Space)
     agent = Agent(envs.single_observation_space, envs.single_action_space, args).to(device)
     restore(agent.state_dict(), saved["agent"])
     episodes = evaluate(agent, args, args.final_eval_episodes, args.total_timesteps)
@@ -1021,6 +1053,17 @@ def optimizer_state(optimizer: torch.optim.Optimizer, name: str) -> dict[str, Te
     return state
 
 
+def main() -> None:
+    """The command line. Where the machine says no (a full disk, a folder that cannot be made, too little memory), that
+    is one line as well."""
+    args = tyro.cli(Args)
+    try:
+        evaluate_saved(args) if args.evaluate else train(args)
+    except (OSError, MemoryError, RuntimeError) as error:
+        if type(error) is RuntimeError and not any(word in str(error) for word in ("allocate", "size calculation")):
+            raise
+        refuse(f"the machine cannot do it: {first_line(error)}")
+
+
 if __name__ == "__main__":
-    arguments = tyro.cli(Args)
-    evaluate_saved(arguments) if arguments.evaluate else train(arguments)
+    main()
