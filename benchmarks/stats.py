@@ -61,9 +61,8 @@ def bootstrap(
 ) -> tuple[np.ndarray, np.ndarray]:
     """function(scores) and its interval [2, ...], by rliable's bootstrap, which resamples the seeds of each task apart.
     `scores` is [seeds, tasks], or a list of such arrays, which are resampled independently. The same at every call."""
-    np.random.seed(0)  # noqa: NPY002  rliable draws the seeds of pairs from here, whatever random_state says
-    state = np.random.RandomState(0)
-    points, intervals = library.get_interval_estimates({"": scores}, function, reps=resamples, random_state=state)
+    np.random.seed(0)  # noqa: NPY002  rliable draws from here, whatever its random_state says
+    points, intervals = library.get_interval_estimates({"": scores}, function, reps=resamples)
     return points[""], intervals[""]
 
 

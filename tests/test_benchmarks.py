@@ -72,7 +72,7 @@ def test_a_matrix_runs_skips_what_is_complete_and_survives_a_failure(tmp_path):
 def test_a_killed_matrix_goes_on(tmp_path):
     words = ["--env-ids", "InvertedPendulum-v4", "--num-seeds", "1", "--total-timesteps", "40000"]
     process = subprocess.Popen(run_command(tmp_path, *words), stdout=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.time() + 60
+    deadline = time.time() + 300
     while not list((tmp_path / "runs").glob("*/*/*/checkpoint.pt")):
         assert time.time() < deadline
         assert process.poll() is None
@@ -93,13 +93,13 @@ def test_sigterm_ends_a_matrix_and_its_runs(tmp_path, request):
     words = ["--env-ids", "InvertedPendulum-v4", "--num-seeds", "1", "--total-timesteps", "4000000"]
     process = subprocess.Popen(run_command(tmp_path, *words), stdout=subprocess.DEVNULL)
     request.addfinalizer(process.terminate)
-    deadline = time.time() + 60
+    deadline = time.time() + 300
     while not list((tmp_path / "runs").glob("*/*/*/checkpoint.pt")):
         assert time.time() < deadline
         time.sleep(0.1)
     (run,) = processes_of(tmp_path / "runs", "algos/ppo_continuous.py")
     process.terminate()
-    assert process.wait(60) == 128 + signal.SIGTERM
+    assert process.wait(120) == 128 + signal.SIGTERM
     assert not os.path.exists(f"/proc/{run}")
     assert not list((tmp_path / "results").glob("*/*/run.json"))
 
@@ -131,13 +131,14 @@ def test_what_cannot_work_is_refused(tmp_path):
     assert done.stderr == "run.py: error: --launcher ray needs Ray, which is not installed: pip install ray\n"
 
 
+@pytest.mark.slow
 def test_ray_runs_a_matrix_and_survives_the_loss_of_a_worker(tmp_path, request):
     pytest.importorskip("ray")
     words = ["--launcher", "ray", "--job-cpus", "0.5", "--env-ids", "InvertedPendulum-v4", "NoSuchTask-v4"]
-    words += ["--num-seeds", "2", "--total-timesteps", "40000"]
+    words += ["--num-seeds", "2", "--total-timesteps", "12800"]
     process = subprocess.Popen(run_command(tmp_path, *words), stdout=subprocess.PIPE, text=True)
     request.addfinalizer(process.terminate)
-    deadline = time.time() + 120
+    deadline = time.time() + 300
     while not list((tmp_path / "runs").glob("*/*/*/checkpoint.pt")):
         assert time.time() < deadline
         assert process.poll() is None
@@ -148,7 +149,7 @@ def test_ray_runs_a_matrix_and_survives_the_loss_of_a_worker(tmp_path, request):
     with open(f"/proc/{worker}/comm") as file:
         assert file.read().startswith("ray::")
     os.kill(worker, signal.SIGKILL)
-    output, _ = process.communicate(timeout=180)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 1, output
     assert "NoSuchTask-v4: failed with exit status 2" in output
     assert "there is no task 'NoSuchTask-v4'" in output
@@ -158,7 +159,7 @@ def test_ray_runs_a_matrix_and_survives_the_loss_of_a_worker(tmp_path, request):
     folder = tmp_path / "results" / "ppo_continuous" / "InvertedPendulum-v4"
     seeds = reading.read_result(folder)
     assert list(seeds) == [1, 2]
-    assert seeds[2]["global_step"][-1] == 40000 // 64 * 64
+    assert seeds[2]["global_step"][-1] == 12800
     assert json.loads((folder / "run.json").read_text())["launcher"] == "ray"
 
 
