@@ -1,15 +1,21 @@
 """Rebuild, offline, what the README shows of the results: the table of final returns and the learning curves.
 
 python benchmarks/report.py            # writes the figures and the README's section
-python benchmarks/report.py --check    # writes nothing; status 1 if the committed files are not what the data gives
+python benchmarks/report.py --check    # writes nothing; status 1 if the committed files are not what the data gives, or
+                                       # a script no longer computes what its results came from (--no-fingerprints: only
+                                       # the first, at once; with it some seconds per script)
+python benchmarks/report.py --compare runs/A runs/B     # is B better than A? Folders of run folders, or of results
 
 Protocol: the final evaluation, not the best; deterministic action, frozen statistics, 100 fresh episodes per seed; the
 same defaults for all tasks; seeds 1 to 5, which no search of defaults has used. A mean over seeds comes with Student's
-t interval at 95 %. Published means have no spread here: they are points.
+t interval at 95 %. Published means have no spread here: they are points, and the t test is of the seeds alone; p-values
+carry Holm's correction for the number of cells. Over tasks: returns normalised between the random policy (0) and the
+best published mean of any algorithm (1), intervals by stratified bootstrap of the seeds, with a fixed seed of its own.
 """
 
 import csv
 import io
+import itertools
 import json
 import sys
 from dataclasses import dataclass
@@ -17,8 +23,11 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import scipy.stats
+import stats
 import tyro
+from compare import compare
+from fingerprint import differences, fingerprint
+from reading import read_result
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -38,59 +47,131 @@ ALGOS = ("ppo_continuous", "trpo", "a2c", "reinforce", "sac", "ddpg")
 @dataclass
 class Args:
     check: bool = False  # compare with the committed files instead of writing them
+    fingerprints: bool = True  # with check, also run the scripts for a moment, to tell which results are stale
+    compare: tuple[Path, Path] | None = None  # only compare the runs in two folders, the second with the first
+    readme: Path = README  # whose sections are written
     results: Path = HERE / "results"  # what run.py gathered
     figures: Path = HERE / "figures"  # where the curves go
 
 
-def read_result(folder: Path) -> dict[int, dict[str, np.ndarray]]:
-    """The columns of a result by seed. Raises ValueError, naming the file, if it is cut off or inconsistent."""
-    path = folder / "metrics.csv"
-    meta = json.loads((folder / "run.json").read_text())
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    seeds: dict[int, dict[str, np.ndarray]] = {}
-    for seed in sorted({int(row["seed"]) for row in rows if row["seed"]}):
-        own = [row for row in rows if row["seed"] == str(seed)]
-        if any(value is None for row in own for value in row.values()):
-            raise ValueError(f"{path}: a row of seed {seed} is cut off")
-        seeds[seed] = {
-            name: np.array([float(row[name]) if row[name] else np.nan for row in own])
-            for name in own[0]
-            if name != "seed"
-        }
-        last = own[-1]
-        if int(last["global_step"]) != meta["trained_timesteps"] or not last["eval_return"]:
-            raise ValueError(f"{path}: seed {seed} ends at step {last['global_step']}, not {meta['trained_timesteps']}")
-    if len(seeds) != meta["args"]["num_seeds"]:
-        raise ValueError(f"{path}: {len(seeds)} seeds, not {meta['args']['num_seeds']}")
-    return seeds
-
-
-def student_interval(values: np.ndarray, level: float = 0.95) -> float:
-    """Half the width of the confidence interval of a mean, by Student's t with n - 1 degrees of freedom."""
-    n = len(values)
-    return float(scipy.stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
-
-
 def published() -> dict[tuple[str, str], float]:
+    """Best published mean by algorithm and task, the task without its version."""
     with open(HERE / "published.csv", newline="") as file:
         return {(row["algo"], row["env"]): float(row["mean_return"]) for row in csv.DictReader(file)}
 
 
+def random_returns() -> dict[str, float]:
+    """Mean return of random actions by task, as random_policy.py has measured it."""
+    with open(HERE / "results" / "random.csv", newline="") as file:
+        return {row["env_id"]: float(row["mean_return"]) for row in csv.DictReader(file)}
+
+
+def final_returns(seeds: dict[int, dict[str, np.ndarray]]) -> np.ndarray:
+    """[seeds]"""
+    return np.array([columns["eval_return"][-1] for columns in seeds.values()])
+
+
+def number(value: float, sign: str = "") -> str:
+    """With a decimal where the task's returns are small."""
+    return "" if np.isnan(value) else f"{value:{sign},.{0 if abs(value) >= 100 else 1}f}"
+
+
+def probability(p: float) -> str:
+    return "" if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def table(results: dict[str, dict[str, dict]]) -> str:
+    """Cell by cell: the seeds against the best published mean of the algorithm, a point."""
     bar = published()
-    lines = ["| algorithm | task | final return, mean of seeds | 95 % interval | each seed | best published mean | |"]
-    lines += ["|---|---|---:|---:|---|---:|---|"]
-    for algo, tasks in results.items():
-        for task, seeds in tasks.items():
-            final = np.array([columns["eval_return"][-1] for columns in seeds.values()])
-            mean, half = final.mean(), student_interval(final)
-            target = bar.get((PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0]))
-            outcome = "" if target is None else f"{'won' if mean > target else 'lost'} by {abs(mean - target):,.0f}"
-            each = " ".join(f"{value:.0f}" for value in final)
-            point = "" if target is None else f"{target:,.0f}"
-            lines.append(f"| {algo} | {task} | {mean:,.0f} | ± {half:,.0f} | {each} | {point} | {outcome} |")
+    cells = [(algo, task, final_returns(seeds)) for algo, tasks in results.items() for task, seeds in tasks.items()]
+    targets = [bar.get((PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0]), np.nan) for algo, task, _ in cells]
+    p_values = stats.holm(
+        [stats.point_p_value(final, target) for (*_, final), target in zip(cells, targets, strict=True)]
+    )
+    head = "| algorithm | task | final return, mean of seeds | each seed | best published mean | margin, 95 % interval"
+    lines = [f"{head} | p |", "|---|---|---:|---|---:|---|---:|"]
+    for (algo, task, final), target, p in zip(cells, targets, p_values, strict=True):
+        mean, half = final.mean(), stats.student_interval(final)
+        margin, each = mean - target, " ".join(number(value).replace(",", "") for value in final)
+        outcome = "" if np.isnan(target) else f"{'won' if margin > 0 else 'lost'} by {number(abs(margin))}"
+        if outcome and not np.isnan(half):
+            outcome += f" ({number(margin - half, '+')} to {number(margin + half, '+')})"
+        spread = "" if np.isnan(half) else f" ± {number(half)}"  # one seed has none
+        row = [algo, task, number(mean) + spread, each, number(target), outcome, probability(p)]
+        lines.append(f"| {' | '.join(row)} |")
+    note = (
+        "p: t test of the seeds against the published mean, which has no spread and is taken as a point; Holm's"
+        f" correction for {np.isfinite(p_values).sum()} cells. An interval that includes 0 may be chance."
+    )
+    return "\n".join([*lines, "", note]) if cells else "No results yet."
+
+
+def normalised_scores(results: dict[str, dict[str, dict]]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Final returns of the algorithms that can be compared, [seeds, tasks] each, and the tasks; see stats.comparable.
+    0 is the random policy, 1 the best published mean of any algorithm."""
+    floor, best = random_returns(), {}
+    for (_, env), mean in published().items():
+        best[env] = max(mean, best.get(env, -np.inf))
+    tops = {task: best[task.rpartition("-")[0]] for task in floor if task.rpartition("-")[0] in best}
+    algos, tasks = stats.comparable({algo: set(cells) & tops.keys() for algo, cells in results.items()})
+    scores: dict[str, np.ndarray] = {}
+    for algo in algos:
+        count = min(len(results[algo][task]) for task in tasks)  # a cell with more seeds: its first ones
+        columns = [final_returns(results[algo][task])[:count] for task in tasks]
+        scores[algo] = np.stack(
+            [(column - floor[task]) / (tops[task] - floor[task]) for column, task in zip(columns, tasks, strict=True)],
+            1,
+        )
+    return scores, tasks
+
+
+def aggregate_figure(scores: dict[str, np.ndarray]) -> bytes:
+    """Left the interquartile means, right the performance profiles, both with their bootstrap intervals."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.0, 3.0), layout="constrained")
+    thresholds = np.linspace(0, max(1.0, *(float(own.max()) for own in scores.values())), 101)
+    for i, (algo, own) in enumerate(scores.items()):
+        mean, (low, high) = stats.bootstrap(own, stats.interquartile_mean)
+        left.errorbar(mean, [i], xerr=[mean - low, high - mean], fmt="o", color=f"C{i}", capsize=3)
+        shares, (low, high) = stats.bootstrap(own, lambda x: stats.profile(x, thresholds))
+        right.plot(thresholds, shares, color=f"C{i}", label=algo)
+        right.fill_between(thresholds, low, high, color=f"C{i}", alpha=0.2, lw=0)
+    left.set_yticks(range(len(scores)), list(scores), fontsize=9)
+    left.set_ylim(len(scores) - 0.5, -0.5)
+    left.set_xlabel("interquartile mean of normalised returns", fontsize=9)
+    right.set_xlabel("normalised return", fontsize=9)
+    right.set_ylabel("share of seeds and tasks above it", fontsize=9)
+    right.legend(fontsize=8, frameon=False)
+    for axis in (left, right):
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    return png(figure)
+
+
+def aggregate_text(scores: dict[str, np.ndarray], tasks: list[str]) -> str:
+    """The figure's numbers, and for each pair the probability that a seed of the one beats a seed of the other."""
+    lines = [
+        "![interquartile means and performance profiles](benchmarks/figures/aggregate.png)\n",
+        f"Over {', '.join(tasks)}; 0 is the random policy, 1 the best published mean of any algorithm; intervals by"
+        " stratified bootstrap over seeds.\n",
+        "| algorithm | seeds per task | interquartile mean | 95 % interval |",
+        "|---|---:|---:|---:|",
+    ]
+    for algo, own in scores.items():
+        (mean,), ((low,), (high,)) = stats.bootstrap(own, stats.interquartile_mean)
+        lines.append(f"| {algo} | {len(own)} | {mean:.2f} | {low:.2f} to {high:.2f} |")
+    lines += ["", "| a seed of | beats one of | probability | 95 % interval |", "|---|---|---:|---:|"]
+    for one, other in itertools.combinations(scores, 2):
+        (chance,), ((low,), (high,)) = stats.bootstrap([scores[one], scores[other]], stats.improvement)
+        lines.append(f"| {one} | {other} | {chance:.2f} | {low:.2f} to {high:.2f} |")
     return "\n".join(lines)
+
+
+def png(figure: plt.Figure) -> bytes:
+    """No version of Matplotlib in it: the same data, the same bytes."""
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+    return picture.getvalue()
 
 
 def curves(algo: str, tasks: dict[str, dict]) -> bytes:
@@ -102,12 +183,12 @@ def curves(algo: str, tasks: dict[str, dict]) -> bytes:
         training = np.array([columns["episodic_return"] for columns in seeds.values()])
         full = ~np.isnan(training).any(axis=0)
         mean = training[:, full].mean(axis=0)
-        half = np.array([student_interval(column) for column in training[:, full].T])
+        half = np.array([stats.student_interval(column) for column in training[:, full].T])
         axis.plot(steps[full], mean, color="C0", lw=1.5, label="training, sampled actions")
         axis.fill_between(steps[full], mean - half, mean + half, color="C0", alpha=0.2, lw=0)
         evaluated = np.array([columns["eval_return"] for columns in seeds.values()])
         marks = ~np.isnan(evaluated).any(axis=0)
-        half = [student_interval(column) for column in evaluated[:, marks].T]
+        half = [stats.student_interval(column) for column in evaluated[:, marks].T]
         axis.errorbar(
             steps[marks], evaluated[:, marks].mean(axis=0), half, fmt="o", ms=3, lw=1, color="C1",
             label="evaluation, deterministic",
@@ -121,10 +202,7 @@ def curves(algo: str, tasks: dict[str, dict]) -> bytes:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylabel("return", fontsize=9)
     axes[0, 0].legend(fontsize=7, loc="upper left", frameon=False)
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=110, metadata={"Software": None})  # no version in it: the same data, the same bytes
-    plt.close(figure)
-    return picture.getvalue()
+    return png(figure)
 
 
 def behaviours(folder: Path) -> str:
@@ -161,10 +239,7 @@ def variance_figure(result: dict) -> bytes:
     axis.set_xlim(right=max(variances) * 4)
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=110, metadata={"Software": None})
-    plt.close(figure)
-    return picture.getvalue()
+    return png(figure)
 
 
 def variance_text(result: dict) -> str:
@@ -220,27 +295,67 @@ def replace_section(text: str, begin: str, end: str, content: str) -> str:
     return f"{before}{begin}\n\n{content}\n\n{end}{after}"
 
 
-def main(args: Args) -> int:
-    results: dict[str, dict[str, dict]] = {}
-    for algo in ALGOS:
-        for meta in sorted((args.results / algo).glob("*/run.json")):
-            results.setdefault(algo, {})[meta.parts[-2]] = read_result(meta.parent)
+def stale(results: Path, algos: list[str]) -> list[str]:
+    """A line for each result whose script no longer gives the numbers that were recorded with it, or that has none."""
+    lines: list[str] = []
+    for algo in algos:
+        now = fingerprint(HERE.parent / "algos" / f"{algo}.py")
+        for path in sorted((results / algo).glob("*/run.json")):
+            recorded = json.loads(path.read_text()).get("fingerprint")
+            if recorded is None:
+                lines.append(f"{algo} on {path.parent.name} has no fingerprint: run.py --add-fingerprint")
+            elif changed := differences(recorded, now):
+                lines.append(f"stale: {algo} on {path.parent.name}: {changed[0]}, and {len(changed) - 1} more")
+    return lines
+
+
+def contents(args: Args, results: dict[str, dict[str, dict]]) -> dict[Path, bytes]:
+    """What the README and each figure should be. A section of which there is no data stays as it is."""
     files = {args.figures / f"{algo}.png": curves(algo, tasks) for algo, tasks in results.items()}
-    pictures = [f"![learning curves of {algo}](benchmarks/figures/{algo}.png)" for algo in results]
-    readme = replace_section(README.read_text(), BEGIN, END, "\n\n".join([*pictures, table(results)]))
-    readme = replace_section(readme, BEGIN_BEHAVIOURS, END_BEHAVIOURS, behaviours(args.results / "behaviours"))
-    readme = replace_section(readme, BEGIN_SPEED, END_SPEED, speed(args.results / "speed"))
-    variance = json.loads((args.results / "variance.json").read_text())
-    files[args.figures / "variance.png"] = variance_figure(variance)
-    readme = replace_section(readme, BEGIN_VARIANCE, END_VARIANCE, variance_text(variance))
-    files[README] = readme.encode()
-    different = [path for path, content in files.items() if not path.exists() or path.read_bytes() != content]
-    for path in different:
-        print(f"{'not what the data gives' if args.check else 'written'}: {path.relative_to(HERE.parent)}")
-        if not args.check:
+    parts = [f"![learning curves of {algo}](benchmarks/figures/{algo}.png)" for algo in results] + [table(results)]
+    scores, tasks = normalised_scores(results)
+    if scores:
+        files[args.figures / "aggregate.png"] = aggregate_figure(scores)
+        parts.append(aggregate_text(scores, tasks))
+    readme = replace_section(args.readme.read_text(), BEGIN, END, "\n\n".join(parts))
+    if (folder := args.results / "behaviours").exists():
+        readme = replace_section(readme, BEGIN_BEHAVIOURS, END_BEHAVIOURS, behaviours(folder))
+    if (folder := args.results / "speed").exists():
+        readme = replace_section(readme, BEGIN_SPEED, END_SPEED, speed(folder))
+    if (path := args.results / "variance.json").exists():
+        variance = json.loads(path.read_text())
+        files[args.figures / "variance.png"] = variance_figure(variance)
+        readme = replace_section(readme, BEGIN_VARIANCE, END_VARIANCE, variance_text(variance))
+    return files | {args.readme: readme.encode()}
+
+
+def main(args: Args) -> int:
+    try:
+        if args.compare:
+            print(compare(*args.compare))
+            return 0
+        results: dict[str, dict[str, dict]] = {}
+        for algo in ALGOS:
+            for meta in sorted((args.results / algo).glob("*/run.json")):
+                results.setdefault(algo, {})[meta.parent.name] = read_result(meta.parent)
+    except ValueError as error:
+        print(f"report.py: error: {error}", file=sys.stderr)
+        return 2
+    files = contents(args, results)
+    complaints = []
+    for path, content in files.items():
+        if path.exists() and path.read_bytes() == content:
+            continue
+        if args.check:
+            complaints.append(f"not what the data gives: {path}")
+        else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(files[path])
-    return 1 if args.check and different else 0
+            path.write_bytes(content)
+            print(f"written: {path}")
+    if args.check and args.fingerprints:
+        complaints += stale(args.results, list(results))
+    print("\n".join(complaints), end="\n" if complaints else "")
+    return 1 if complaints else 0
 
 
 if __name__ == "__main__":

@@ -2,22 +2,32 @@
 
 python benchmarks/run.py --algos ppo_continuous --env-ids Walker2d-v4 HalfCheetah-v4 --num-seeds 5
 python benchmarks/run.py --jobs 2 -- --env-threads 1        # two processes at a time; after -- arguments of the scripts
+python benchmarks/run.py --launcher ray --ray-address auto --job-cpus 4       # the same matrix on a Ray cluster
+python benchmarks/run.py --add-fingerprint                  # to results that have none and whose script is as it was
 
 One process per algorithm and task trains all its seeds. What is complete is skipped; what was cut off goes on from its
 last checkpoint; what fails is reported with the end of its output, the others go on, and the exit status is 1. A result
-is benchmarks/results/<algo>/<task>/: metrics.csv of all seeds, and run.json (what ran, of which version, on what).
+is benchmarks/results/<algo>/<task>/: metrics.csv of all seeds, and run.json (what ran, of which version, on what, and
+the fingerprint of the script, by which report.py --check tells what is stale).
+
+With --launcher ray, jobs go where their share of cores and GPUs is free; the share is what Ray counts by, it binds
+nothing, so pass threads to match (-- --env-threads 4). Workers need the packages, not the project. A lost worker's job
+is started again, from its last checkpoint where its disk is still there. Results are gathered here.
 """
 
 import csv
 import hashlib
 import json
+import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import tyro
+from fingerprint import fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent
 MUJOCO_TASKS = ("Walker2d-v4", "HalfCheetah-v4", "Hopper-v4", "Ant-v4", "InvertedDoublePendulum-v4")
@@ -30,7 +40,13 @@ class Args:
     num_seeds: int = 5  # seeds of each cell, side by side in one process
     seed: int = 1  # the first of them
     total_timesteps: int = 1_000_000  # environment steps per seed
-    jobs: int = 1  # processes at a time
+    jobs: int = 1  # processes at a time, of the local launcher
+    launcher: Literal["local", "ray"] = "local"  # processes of this machine, or tasks of a Ray cluster
+    ray_address: str | None = None  # a running cluster (HOST:PORT, or auto); without one, a cluster of this machine
+    job_cpus: float = 1  # Ray: share of each job in the cores
+    job_gpus: float = 0  # and in the GPUs; without one it trains on the CPU
+    retries: int = 3  # Ray: times that a job whose worker is lost starts again
+    add_fingerprint: bool = False  # run no matrix; give a fingerprint to results of `algos` that have none
     run_dir: Path = ROOT / "runs" / "benchmark"  # where the runs themselves stay
     results: Path = ROOT / "benchmarks" / "results"  # where their data is gathered
 
@@ -43,8 +59,9 @@ class Job:
     env_id: str
     args: Args
     extra: list[str]
-    process: subprocess.Popen | None = None
     first_step: int = 0  # where an earlier, cut-off process left it
+    sha256: str = ""  # of the script as started
+    fingerprint: dict[str, float] | None = None
 
     @property
     def script(self) -> Path:
@@ -67,18 +84,19 @@ class Job:
             words += [f"--{name}", str(value)]
         return words + self.extra
 
-    def start(self) -> None:
-        self.runs.mkdir(parents=True, exist_ok=True)
-        words = [sys.executable, str(self.script), *self.command[1:], "--run-dir", str(self.runs), "--resume", "auto"]
-        self.first_step = self.steps()
-        with open(self.runs / "output.txt", "w") as output:
-            self.process = subprocess.Popen(words, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+    @property
+    def arguments(self) -> list[str]:
+        """Of the script, to start it or go on with it."""
+        return [*self.command[1:], "--run-dir", str(self.runs), "--resume", "auto"]
+
+    @property
+    def output(self) -> Path:
+        return self.runs / "output.txt"
 
     def folders(self) -> list[Path]:
         """The run's folders, in the order of the seeds; empty before it has written its metrics. The script says on its
         second line which they are: with `--resume auto` it is not always the newest."""
-        output = self.runs / "output.txt"
-        lines = output.read_text().splitlines() if output.exists() else []
+        lines = self.output.read_text().splitlines() if self.output.exists() else []
         first = Path(lines[1]) if len(lines) > 1 else Path("nowhere")
         head, _, rest = first.name.partition(f"__{self.args.seed}__")
         seeds = range(self.args.seed, self.args.seed + self.args.num_seeds)
@@ -91,8 +109,8 @@ class Job:
         rows = read_rows(folders[0] / "metrics.csv") if folders else []
         return int(rows[-1]["global_step"]) if rows else 0
 
-    def gather(self) -> None:
-        """Copy what the runs reported into the results folder."""
+    def gather(self, how: dict[str, Any]) -> None:
+        """Copy what the runs reported into the results folder, with `how` they were run."""
         rows = []
         for folder in self.folders():
             seed = json.loads((folder / "config.json").read_text())["args"]["seed"]
@@ -100,16 +118,76 @@ class Job:
         config = json.loads((self.folders()[0] / "config.json").read_text())
         for private in ("run_dir", "resume", "evaluate"):
             config["args"].pop(private)
-        config |= {"command": "python " + " ".join(self.command), "jobs_at_a_time": self.args.jobs}
-        config["script_sha256"] = hashlib.sha256(self.script.read_bytes()).hexdigest()
+        config |= {"command": "python " + " ".join(self.command), **how, "script_sha256": self.sha256}
+        if self.fingerprint:
+            config["fingerprint"] = self.fingerprint
         self.result.mkdir(parents=True, exist_ok=True)
         with open(self.result / "metrics.csv", "w", newline="") as file:
             writer = csv.DictWriter(file, rows[0], lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
         # last, and at once: a result with a run.json is complete
-        (self.result / "run.tmp").write_text(json.dumps(config, indent=2) + "\n")
-        (self.result / "run.tmp").replace(self.result / "run.json")
+        write_json(self.result / "run.json", config)
+
+
+class Launcher(Protocol):
+    """Where jobs run: `slots` of them at a time."""
+
+    slots: int
+
+    def start(self, job: Job) -> None: ...
+
+    def poll(self, job: Job) -> int | None:
+        """The exit status, None while it runs. Then the job's output and its runs' files are here."""
+
+    def stop(self) -> None:
+        """End what still runs: the scripts save a checkpoint, from which the same command goes on."""
+
+    def how(self) -> dict[str, Any]:
+        """What a result says of how it was run."""
+
+
+@dataclass
+class LocalLauncher:
+    """Processes of this machine."""
+
+    slots: int
+    processes: dict[int, subprocess.Popen] = field(default_factory=dict)  # by id of the job
+
+    def start(self, job: Job) -> None:
+        with open(job.output, "w") as output:
+            words = [sys.executable, str(job.script), *job.arguments]
+            self.processes[id(job)] = subprocess.Popen(words, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+
+    def poll(self, job: Job) -> int | None:
+        return self.processes[id(job)].poll()
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            process.wait()
+
+    def how(self) -> dict[str, Any]:
+        return {"jobs_at_a_time": self.slots}
+
+
+def make_launcher(args: Args, jobs: int) -> Launcher:
+    if args.launcher == "local":
+        return LocalLauncher(args.jobs)
+    from ray_launcher import RayLauncher  # Ray is optional
+
+    return RayLauncher(jobs, args.ray_address, args.job_cpus, args.job_gpus, args.retries)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Beside and renamed, so that a kill leaves a whole file."""
+    path.with_suffix(".tmp").write_text(json.dumps(content, indent=2) + "\n")
+    path.with_suffix(".tmp").replace(path)
+
+
+def digest(script: Path) -> str:
+    return hashlib.sha256(script.read_bytes()).hexdigest()
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -123,45 +201,107 @@ def is_complete(job: Job) -> bool:
     return path.exists() and json.loads(path.read_text())["command"] == "python " + " ".join(job.command)
 
 
+def fingerprint_or_none(script: Path) -> dict[str, float] | None:
+    try:
+        return fingerprint(script)
+    except RuntimeError as error:  # its results are kept; report.py --check will say that they have none
+        print(f"no fingerprint: {error}", flush=True)
+        return None
+
+
+def add_fingerprints(args: Args) -> int:
+    """Give results without a fingerprint that of today's script, if it is byte for byte the one that made them."""
+    refused = 0
+    for algo in args.algos:
+        script, numbers = ROOT / "algos" / f"{algo}.py", None
+        for path in sorted((args.results / algo).glob("*/run.json")):
+            meta = json.loads(path.read_text())
+            if "fingerprint" in meta:
+                print(f"{algo} on {path.parent.name}: has one")
+            elif meta.get("script_sha256") != digest(script):
+                print(f"{algo} on {path.parent.name}: refused, {script.name} has changed since")
+                refused += 1
+            elif numbers := numbers or fingerprint_or_none(script):
+                write_json(path, meta | {"fingerprint": numbers})
+                print(f"{algo} on {path.parent.name}: added")
+            else:
+                refused += 1
+    return 1 if refused else 0
+
+
+def run_matrix(matrix: list[Job], launcher: Launcher, args: Args) -> int:
+    """Run what is not complete; the number of jobs that failed."""
+    waiting = [job for job in matrix if not is_complete(job)]
+    running: list[Job] = []
+    done, failed = len(matrix) - len(waiting), 0
+    fingerprints: dict[str, dict[str, float] | None] = {}  # by the script's hash
+    print(f"{len(matrix)} cells, {done} of them complete", flush=True)
+    began, finished_steps = time.monotonic(), 0
+    while waiting or running:
+        while waiting and len(running) < launcher.slots:
+            job = waiting.pop(0)
+            job.runs.mkdir(parents=True, exist_ok=True)
+            job.first_step, job.sha256 = job.steps(), digest(job.script)
+            if job.sha256 not in fingerprints:
+                fingerprints[job.sha256] = fingerprint_or_none(job.script)
+            job.fingerprint = fingerprints[job.sha256]
+            launcher.start(job)
+            running.append(job)
+        time.sleep(1)
+        for job, status in [(job, launcher.poll(job)) for job in running]:
+            if status is None:
+                continue
+            running.remove(job)
+            finished_steps += args.total_timesteps - job.first_step
+            if status == 0 and job.folders():
+                job.gather(launcher.how())
+                done += 1
+                print(f"\r{job.algo} on {job.env_id}: {done} of {len(matrix)} cells complete", flush=True)
+            else:
+                failed += 1
+                print(f"\r{job.algo} on {job.env_id}: failed with exit status {status}", flush=True)
+                print("    " + "\n    ".join(job.output.read_text().splitlines()[-10:]), flush=True)
+        steps = finished_steps + sum(job.steps() - job.first_step for job in running)
+        left = sum(args.total_timesteps - job.steps() for job in running) + args.total_timesteps * len(waiting)
+        if sys.stdout.isatty() and steps:
+            minutes = (time.monotonic() - began) / 60 * left / steps
+            print(f"\r{done} of {len(matrix)} cells, about {minutes:.0f} min left   ", end="", flush=True)
+    return failed
+
+
+def refuse(message: str) -> int:
+    print(f"run.py: error: {message}", file=sys.stderr)
+    return 2
+
+
 def main(args: Args, extra: list[str]) -> int:
     for algo in args.algos:
         if not (ROOT / "algos" / f"{algo}.py").exists():
-            print(f"run.py: error: there is no algos/{algo}.py", file=sys.stderr)
-            return 2
+            return refuse(f"there is no algos/{algo}.py")
+    if args.jobs < 1 or args.num_seeds < 1 or args.retries < 0 or args.job_cpus < 0 or args.job_gpus < 0:
+        return refuse("jobs and num-seeds are at least 1, retries and shares at least 0")
+    if args.add_fingerprint:
+        return add_fingerprints(args)
+    args.run_dir = args.run_dir.resolve()  # Ray's workers have other working directories
     matrix = [Job(algo, env_id, args, extra) for algo in args.algos for env_id in args.env_ids]
-    waiting = [job for job in matrix if not is_complete(job)]
-    running: list[Job] = []
-    failed: list[Job] = []
-    done = len(matrix) - len(waiting)
-    print(f"{len(matrix)} cells, {done} of them complete", flush=True)
-    began, finished_steps = time.monotonic(), 0
     try:
-        while waiting or running:
-            while waiting and len(running) < args.jobs:
-                running.append(waiting.pop(0))
-                running[-1].start()
-            time.sleep(1)
-            for job in [job for job in running if job.process.poll() is not None]:
-                running.remove(job)
-                finished_steps += args.total_timesteps - job.first_step
-                if job.process.returncode == 0:
-                    job.gather()
-                    done += 1
-                    print(f"\r{job.algo} on {job.env_id}: {done} of {len(matrix)} cells complete", flush=True)
-                else:
-                    failed.append(job)
-                    print(f"\r{job.algo} on {job.env_id}: failed with exit status {job.process.returncode}", flush=True)
-                    print("    " + "\n    ".join((job.runs / "output.txt").read_text().splitlines()[-10:]), flush=True)
-            steps = finished_steps + sum(job.steps() - job.first_step for job in running)
-            left = sum(args.total_timesteps - job.steps() for job in running) + args.total_timesteps * len(waiting)
-            if sys.stdout.isatty() and steps:
-                minutes = (time.monotonic() - began) / 60 * left / steps
-                print(f"\r{done} of {len(matrix)} cells, about {minutes:.0f} min left   ", end="", flush=True)
-    finally:  # Ctrl-C: the scripts save a checkpoint, from which the same command goes on
-        for job in running:
-            job.process.terminate()
-        for job in running:
-            job.process.wait()
+        launcher = make_launcher(args, len(matrix))
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        return refuse("--launcher ray needs Ray, which is not installed: pip install ray")
+    except (ConnectionError, ValueError) as error:
+        return refuse(f"Ray: {error}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that it ends as Ctrl-C does
+    try:
+        failed = run_matrix(matrix, launcher, args)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last checkpoints")
+        return 128 + signal.SIGINT
+    finally:
+        launcher.stop()
+    if failed:
+        print(f"{failed} of {len(matrix)} cells failed")
     return 1 if failed else 0
 
 

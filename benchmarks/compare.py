@@ -1,0 +1,133 @@
+"""`report.py --compare A B`: is the change better? For two folders of runs, A before it and B after."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import stats
+from reading import Run, read_runs
+
+FEW = 5  # fewer seeds than this and the spread itself is hardly known
+NOT_OF_THE_CHANGE = {"seed", "num_seeds", "run_dir", "resume", "evaluate", "env_id", "env_kwargs", "total_timesteps"}
+NOT_OF_THE_CHANGE |= {"env_threads", "torch_threads", "checkpoint_seconds", "capture_video"}
+
+
+def group(runs: list[Run]) -> dict[str, list[Run]]:
+    """Runs by task."""
+    tasks: dict[str, list[Run]] = {}
+    for run in runs:
+        tasks.setdefault(run.task, []).append(run)
+    return tasks
+
+
+def finished(runs: list[Run], side: str, warnings: list[str]) -> list[Run]:
+    """Those with a final evaluation, one of each seed (the latest), and what is to be said of the others."""
+    done = [run for run in runs if not np.isnan(run.final)]
+    if missing := [run for run in runs if np.isnan(run.final)]:
+        names = ", ".join(run.folder.name for run in missing)
+        warnings.append(f"{side}: left out, because unfinished or without a final evaluation: {names}")
+    latest = {run.seed: run for run in done}
+    if len(latest) < len(done):
+        warnings.append(f"{side}: several runs of the same seed; the one whose folder sorts last counts")
+    return [latest[seed] for seed in sorted(latest)]
+
+
+def changed(a: list[Run], b: list[Run]) -> list[str]:
+    """Arguments that both have and that differ: what the change is, or what was changed by accident."""
+    shared = (a[0].args.keys() & b[0].args.keys()) - NOT_OF_THE_CHANGE
+    return [f"{name} {a[0].args[name]} -> {b[0].args[name]}" for name in sorted(shared) if differ(name, [a[0], b[0]])]
+
+
+def differ(name: str, runs: list[Run]) -> bool:
+    return any(run.args.get(name) != runs[0].args.get(name) for run in runs)
+
+
+def mixed(runs: list[Run]) -> list[str]:
+    names = {name for run in runs for name in run.args} - NOT_OF_THE_CHANGE
+    return sorted(name for name in names if differ(name, runs))
+
+
+def task_warnings(a: list[Run], b: list[Run]) -> list[str]:
+    """What makes a comparison of these finished runs weaker than it looks."""
+    warnings = []
+    for side, runs in (("A", a), ("B", b)):
+        if len(runs) < FEW:
+            plural = "s" * (len(runs) > 1)
+            warnings.append(f"{side} has {len(runs)} seed{plural}: {FEW} or more make intervals that can be relied on")
+        if names := mixed(runs):
+            warnings.append(f"{side} mixes runs of different {', '.join(names)}")
+        if len({run.trained_timesteps for run in runs}) > 1:
+            warnings.append(f"{side} mixes runs of different numbers of steps")
+    if {run.seed for run in a} != {run.seed for run in b}:
+        warnings.append("A and B have different seeds; the test takes them as independent, so this is allowed")
+    steps = a[0].trained_timesteps, b[0].trained_timesteps
+    if steps[0] != steps[1]:
+        warnings.append(f"A has trained {steps[0]:,} steps and B {steps[1]:,}: the difference may be theirs")
+    return warnings
+
+
+def verdict(difference: float, low: float, high: float, p: float) -> str:
+    """In plain words; p is after Holm's correction if there are several tasks."""
+    if np.isnan(p):
+        return "Nothing can be said: it takes two seeds a side, and some spread, to tell a change from chance."
+    if p < 1 - stats.LEVEL:
+        word = "better" if difference > 0 else "worse"
+        return (
+            f"B is {word} than A. Were they equal, chance would make such a difference in {p:.2g} of such comparisons."
+        )
+    if low > 0 or high < 0:  # which several tasks together leave open
+        return f"No difference is shown: with so many tasks, one such by chance is not rare (p = {p:.2g} corrected)."
+    return (
+        f"No difference is shown: B may be worse by up to {-low:,.1f}, better by up to {high:,.1f}, or equal;"
+        " these seeds cannot tell. More seeds would narrow it."
+    )
+
+
+def side_line(name: str, runs: list[Run]) -> str:
+    returns = np.array([run.final for run in runs])
+    each = ", ".join(f"{run.seed}: {run.final:,.1f}" for run in runs)
+    return f"  {name}  mean {returns.mean():,.1f} ± {stats.student_interval(returns):,.1f}   by seed {each}"
+
+
+def compare(folder_a: Path, folder_b: Path) -> str:
+    """The whole answer as text. Raises ValueError for folders that cannot be compared."""
+    tasks_a, tasks_b = group(read_runs(folder_a)), group(read_runs(folder_b))
+    common = [task for task in tasks_a if task in tasks_b]
+    if not common:
+        raise ValueError(f"no task in common: A has {', '.join(tasks_a)}; B has {', '.join(tasks_b)}")
+    warnings = [f"only one of them has {task}: left out" for task in tasks_a.keys() ^ tasks_b.keys()]
+    pairs: dict[str, tuple[list[Run], list[Run]]] = {}
+    for task in common:
+        a, b = finished(tasks_a[task], "A", warnings), finished(tasks_b[task], "B", warnings)
+        if a and b:
+            pairs[task] = a, b
+            warnings += [f"{task}: {warning}" for warning in task_warnings(a, b)]
+    if not pairs:
+        raise ValueError("no task on which both have a finished run:\n" + "\n".join(warnings))
+    lines = [f"A is {folder_a}, B is {folder_b}. Final evaluation returns, intervals at 95 %."]
+    everything = next(iter(pairs.values()))
+    lines += ["Arguments that differ: " + (", ".join(changed(*everything)) or "none")]
+    scores = {task: tuple(np.array([run.final for run in side]) for side in pair) for task, pair in pairs.items()}
+    tests = {task: stats.welch(*pair) for task, pair in scores.items()}
+    corrected = dict(zip(tests, stats.holm([test[-1] for test in tests.values()]), strict=True))
+    for task, (a, b) in pairs.items():
+        difference, low, high, p = tests[task]
+        lines += ["", f"{task}, {b[0].trained_timesteps:,} steps", side_line("A", a), side_line("B", b)]
+        lines += [f"  B - A  {difference:+,.1f}, interval {low:+,.1f} to {high:+,.1f}, p = {p:.3g} (Welch)"]
+        lines += ["  " + improvement_line([side[:, None] for side in reversed(scores[task])])]
+        lines += ["  " + verdict(difference, low, high, corrected[task])]
+    if len(pairs) > 1:
+        lines += ["", f"Over {len(pairs)} tasks (the verdicts above carry Holm's correction for as many looks)"]
+        sides: list[Any] = []
+        for side in (1, 0):  # B, A
+            count = min(len(pair[side]) for pair in scores.values())
+            sides.append(np.stack([pair[side][:count] for pair in scores.values()], 1))
+        lines += ["  " + improvement_line(sides)]
+    lines += [""] * bool(warnings) + [f"warning: {warning}" for warning in warnings]
+    return "\n".join(lines)
+
+
+def improvement_line(scores: list[np.ndarray]) -> str:
+    """For scores of B and of A, [seeds, tasks] each."""
+    (chance,), ((low,), (high,)) = stats.bootstrap(scores, stats.improvement)
+    return f"a seed of B beats one of A with probability {chance:.2f}, interval {low:.2f} to {high:.2f} (bootstrap)"

@@ -1,0 +1,78 @@
+"""Read what runs leave: gathered results (run.json and metrics.csv of all seeds), and the run folders themselves."""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def read_result(folder: Path) -> dict[int, dict[str, np.ndarray]]:
+    """The columns of a result by seed. Raises ValueError, naming the file, if it is cut off or inconsistent."""
+    path = folder / "metrics.csv"
+    meta = json.loads((folder / "run.json").read_text())
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    seeds: dict[int, dict[str, np.ndarray]] = {}
+    for seed in sorted({int(row["seed"]) for row in rows if row["seed"]}):
+        own = [row for row in rows if row["seed"] == str(seed)]
+        if any(value is None for row in own for value in row.values()):
+            raise ValueError(f"{path}: a row of seed {seed} is cut off")
+        seeds[seed] = {
+            name: np.array([float(row[name]) if row[name] else np.nan for row in own])
+            for name in own[0]
+            if name != "seed"
+        }
+        last = own[-1]
+        if int(last["global_step"]) != meta["trained_timesteps"] or not last["eval_return"]:
+            raise ValueError(f"{path}: seed {seed} ends at step {last['global_step']}, not {meta['trained_timesteps']}")
+    if len(seeds) != meta["args"]["num_seeds"]:
+        raise ValueError(f"{path}: {len(seeds)} seeds, not {meta['args']['num_seeds']}")
+    return seeds
+
+
+@dataclass
+class Run:
+    """What a comparison needs of one trained seed."""
+
+    folder: Path
+    args: dict[str, Any]
+    trained_timesteps: int
+    final: float  # mean return of the last evaluation, NaN if the run has not come to it
+
+    @property
+    def seed(self) -> int:
+        return self.args["seed"]
+
+    @property
+    def task(self) -> str:
+        """With its settings: another reward is another task."""
+        settings = " ".join(f"{name} {value}" for name, value in sorted(self.args["env_kwargs"].items()))
+        return self.args["env_id"] + (f" ({settings})" if settings else "")
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """All runs in a folder: of gathered results (an algorithm's or a cell's), or of run folders as scripts leave them,
+    at any depth. Raises ValueError, naming the file, for what cannot be read, and if there are none."""
+    runs: list[Run] = []
+    for path in sorted([*folder.glob("run.json"), *folder.glob("*/run.json")]):
+        meta = json.loads(path.read_text())
+        for seed, columns in read_result(path.parent).items():
+            final = float(columns["eval_return"][-1])
+            runs.append(Run(path.parent, meta["args"] | {"seed": seed}, meta["trained_timesteps"], final))
+    for path in sorted(folder.rglob("config.json")):
+        config, metrics = json.loads(path.read_text()), path.with_name("metrics.csv")
+        rows = []
+        if metrics.exists():
+            with open(metrics, newline="") as file:
+                rows = list(csv.DictReader(file))
+        if any(value is None for row in rows for value in row.values()):
+            raise ValueError(f"{metrics}: a row is cut off")
+        finished = rows and int(rows[-1]["global_step"]) == config["trained_timesteps"]
+        final = float(rows[-1]["eval_return"] or "nan") if finished else float("nan")
+        runs.append(Run(path.parent, config["args"], config["trained_timesteps"], final))
+    if not runs:
+        raise ValueError(f"{folder}: there are no runs in it")
+    return runs

@@ -1,0 +1,237 @@
+"""The report: its statistics against hand-worked numbers and libraries, comparisons, and the same bytes again."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import scipy.stats
+from conftest import ROOT, load_script
+from rliable import metrics
+from test_benchmarks import write_result
+
+report, stats = load_script(ROOT / "benchmarks" / "report.py"), load_script(ROOT / "benchmarks" / "stats.py")
+compare = load_script(ROOT / "benchmarks" / "compare.py").compare
+TASKS = ("Walker2d-v4", "Hopper-v4", "HalfCheetah-v4", "Ant-v4")
+
+
+def test_student_interval_by_hand():
+    values = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
+    # standard deviation sqrt(2.5), t(0.975, 4) = 2.776445
+    assert stats.student_interval(values) == pytest.approx(2.776445 * np.sqrt(2.5 / 5), rel=1e-6)
+    low, high = scipy.stats.t.interval(0.9, 4, values.mean(), scipy.stats.sem(values))
+    assert stats.student_interval(values, 0.9) == pytest.approx((high - low) / 2)
+    assert np.isnan(stats.student_interval(values[:1]))
+
+
+def test_a_point_is_tested_by_hand():
+    # mean 2, standard error 1 / sqrt(3): t = 2 sqrt(3); with 2 degrees of freedom P(|T| > t) = 1 - t / sqrt(2 + t^2)
+    t = 2 * np.sqrt(3)
+    assert stats.point_p_value(np.array([1.0, 2.0, 3.0]), 0.0) == pytest.approx(1 - t / np.sqrt(2 + t * t))
+    assert np.isnan(stats.point_p_value(np.array([1.0]), 0.0))
+    assert np.isnan(stats.point_p_value(np.array([1.0, 1.0]), 0.0))
+
+
+def test_holm_by_hand():
+    # sorted 0.01 0.02 0.03 times 3 2 1 is 0.03 0.04 0.03, and none may be below the one before
+    assert stats.holm([0.02, 0.03, 0.01]) == pytest.approx([0.04, 0.04, 0.03])
+    with_gap = stats.holm([0.03, float("nan"), 0.6])
+    assert with_gap[0] == pytest.approx(0.06)
+    assert np.isnan(with_gap[1])
+    assert stats.holm([]) == []
+
+
+def test_welch_by_hand():
+    a, b = np.array([1.0, 2.0, 3.0]), np.array([4.0, 8.0])
+    # variances 1 and 8: standard error sqrt(1/3 + 4), degrees (13/3)^2 / ((1/3)^2 / 2 + 4^2 / 1)
+    error, degrees = np.sqrt(13 / 3), (13 / 3) ** 2 / (1 / 18 + 16)
+    difference, low, high, p = stats.welch(a, b)
+    half = scipy.stats.t.ppf(0.975, degrees) * error
+    assert (difference, low, high) == pytest.approx((4, 4 - half, 4 + half))
+    assert p == pytest.approx(2 * scipy.stats.t.sf(4 / error, degrees))
+    assert np.isnan(stats.welch(a, b[:1])[1:]).all()
+
+
+def test_improvement_is_rliables_and_by_hand():
+    x, y = np.array([[1.0], [3.0]]), np.array([[2.0], [1.0], [0.0]])
+    assert stats.improvement(x, y) == pytest.approx([(1.5 + 3) / 6])  # 1 beats 0 and ties with 1; 3 beats all
+    generator = np.random.default_rng(0)
+    x, y = generator.integers(0, 9, (7, 4)).astype(float), generator.integers(0, 9, (5, 4)).astype(float)
+    assert stats.improvement(x, y) == pytest.approx([metrics.probability_of_improvement(x, y)])
+
+
+def test_interquartile_mean_and_profile_by_hand():
+    scores = np.array([[0.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0, 100.0]])
+    assert stats.interquartile_mean(scores) == pytest.approx([(2 + 3 + 4 + 5) / 4])
+    assert stats.profile(scores, np.array([-1.0, 3.0, 99.0, 100.0])) == pytest.approx([1, 4 / 8, 1 / 8, 0])
+
+
+def test_the_bootstrap_repeats_itself_and_resamples_seeds_within_tasks():
+    scores = np.array([[0.0, 10.0], [2.0, 14.0], [4.0, 18.0]])
+    once, again = (stats.bootstrap(scores, lambda x: x.mean(0)) for _ in range(2))
+    assert (once[1] == again[1]).all()
+    (low, high), mean = once[1], once[0]
+    assert mean == pytest.approx([2, 14])
+    assert (low >= [0, 10]).all()
+    assert (high <= [4, 18]).all()
+    # three seeds: the lowest of 27 resamples is 0 0 0, as likely as 1/27 > 2.5 %
+    assert low == pytest.approx([0, 10])
+    pairs = [stats.bootstrap([scores, scores + 1], stats.improvement)[1].tolist() for _ in range(2)]
+    assert pairs[0] == pairs[1]
+
+
+def test_what_can_be_compared():
+    tasks_of = {"a": {1, 2, 3, 4}, "b": {1, 2, 3, 4}, "c": {2, 3, 4}, "d": {1}}
+    assert stats.comparable(tasks_of) == (["a", "b", "c"], [2, 3, 4])
+    assert stats.comparable({"a": {1, 2, 3}, "d": {1, 2}}) == ([], [])
+    assert stats.comparable({}) == ([], [])
+
+
+def test_normalised_scores_by_hand(tmp_path):
+    floor, best = report.random_returns()["Hopper-v4"], 3537.7  # of SAC, the best of all algorithms on Hopper
+    finals = {"Hopper-v4": [floor, best, (floor + best) / 2]} | {task: [1.0, 2.0, 3.0, 4.0] for task in TASKS[2:]}
+    for algo in ("a2c", "sac"):
+        for task, values in finals.items():
+            write_result(tmp_path / algo / task, values)
+    results = {algo: {task: report.read_result(tmp_path / algo / task) for task in finals} for algo in ("a2c", "sac")}
+    scores, tasks = report.normalised_scores(results)
+    assert tasks == ["Ant-v4", "HalfCheetah-v4", "Hopper-v4"]
+    assert scores["a2c"].shape == (3, 3)
+    assert scores["sac"][:, 2] == pytest.approx([0, 1, 0.5], abs=1e-4)
+
+
+def synthetic_results(folder, algos, tasks):
+    generator = np.random.default_rng(0)
+    for i, algo in enumerate(algos):
+        for task in tasks:
+            write_result(folder / algo / task, list(1000.0 * (i + 1) + 300 * generator.standard_normal(5)))
+
+
+@pytest.mark.parametrize("algos", [(), ("ppo_continuous",), ("ppo_continuous", "a2c", "sac")])
+def test_the_report_is_the_same_bytes_again(tmp_path, algos):
+    """With no algorithm, one and several; the second process checks what the first has written."""
+    synthetic_results(tmp_path / "results", algos, TASKS)
+    shutil.copy(ROOT / "README.md", tmp_path / "README.md")
+    words = [sys.executable, str(ROOT / "benchmarks" / "report.py"), "--results", str(tmp_path / "results")]
+    words += ["--figures", str(tmp_path / "figures"), "--readme", str(tmp_path / "README.md")]
+    for extra in ([], ["--check", "--no-fingerprints"]):
+        done = subprocess.run([*words, *extra], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    text = (tmp_path / "README.md").read_text()
+    assert ("aggregate.png" in text) == (tmp_path / "figures" / "aggregate.png").exists() == (len(algos) > 1)
+    assert ("No results yet." in text) == (not algos)
+    (tmp_path / "README.md").write_text(text.replace("<!-- end of results -->", "tampered <!-- end of results -->"))
+    done = subprocess.run([*words, "--check", "--no-fingerprints"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "README.md" in done.stdout
+
+
+def test_the_table_by_hand(tmp_path):
+    write_result(tmp_path / "ppo_continuous" / "Walker2d-v4", [3600.0, 3700.0, 3800.0])
+    write_result(tmp_path / "ppo_continuous" / "NotPublished-v4", [1.0, 2.0])
+    write_result(tmp_path / "ppo_continuous" / "Ant-v4", [3000.0])
+    results = {"ppo_continuous": {task: report.read_result(tmp_path / "ppo_continuous" / task)
+                                  for task in ("Walker2d-v4", "NotPublished-v4", "Ant-v4")}}  # fmt: skip
+    _, _, walker, other, ant, _, note = report.table(results).splitlines()
+    half = 4.302653 * 100 / np.sqrt(3)  # t(0.975, 2)
+    p = scipy.stats.ttest_1samp([3600, 3700, 3800], 3510).pvalue
+    assert walker == (
+        f"| ppo_continuous | Walker2d-v4 | 3,700 ± {half:.0f} | 3600 3700 3800 | 3,510 |"
+        f" won by 190 ({190 - half:+.1f} to {190 + half:+.0f}) | {p:.3f} |"
+    )
+    assert other == "| ppo_continuous | NotPublished-v4 | 1.5 ± 6.4 | 1.0 2.0 |  |  |  |"
+    assert ant == "| ppo_continuous | Ant-v4 | 3,000 | 3000 | 3,258 | lost by 258 |  |"
+    assert "for 1 cells" in note
+
+
+def test_stale_results_are_named(tmp_path, monkeypatch):
+    write_result(tmp_path / "a2c" / "Ant-v4", [1.0, 2.0])
+    monkeypatch.setattr(report, "fingerprint", lambda script: {"seed 1: steps": 64.0, "seed 1: evaluation": 10.0})
+    assert report.stale(tmp_path, ["a2c"]) == ["a2c on Ant-v4 has no fingerprint: run.py --add-fingerprint"]
+    path = tmp_path / "a2c" / "Ant-v4" / "run.json"
+    meta = json.loads(path.read_text())
+    path.write_text(json.dumps(meta | {"fingerprint": {"seed 1: steps": 64.0, "seed 1: evaluation": 10.001}}))
+    assert report.stale(tmp_path, ["a2c"]) == []
+    path.write_text(json.dumps(meta | {"fingerprint": {"seed 1: steps": 64.0, "seed 1: evaluation": 12.0}}))
+    assert report.stale(tmp_path, ["a2c"]) == ["stale: a2c on Ant-v4: seed 1: evaluation was 12, is 10, and 0 more"]
+
+
+def write_run(folder, seed, final, finished=True, steps=1000, **args):
+    """A run folder as a script leaves it, as far as a comparison reads it."""
+    folder = folder / f"Hopper-v4__a2c__{seed}__17"
+    folder.mkdir(parents=True)
+    args = {"seed": seed, "num_seeds": 5, "env_id": "Hopper-v4", "env_kwargs": {}, "learning_rate": 1e-3} | args
+    (folder / "config.json").write_text(json.dumps({"trained_timesteps": steps, "args": args}))
+    rows = ["global_step,wall_seconds,episodic_return,eval_return,steps_per_second", f"{steps // 2},1.0,5.0,,10"]
+    rows += [f"{steps},2.0,{final},{final},10"] * finished
+    (folder / "metrics.csv").write_text("\n".join([*rows, ""]))
+    return folder
+
+
+def test_a_better_change_is_called_better(tmp_path):
+    for seed in range(1, 6):
+        write_run(tmp_path / "A", seed, 100.0 + seed)
+        write_run(tmp_path / "B", seed, 200.0 + 2 * seed, learning_rate=2e-3)
+    text = compare(tmp_path / "A", tmp_path / "B")
+    difference, low, high, p = stats.welch(np.arange(101.0, 106), np.arange(202.0, 212, 2))
+    assert "Arguments that differ: learning_rate 0.001 -> 0.002" in text
+    assert f"B - A  {difference:+.1f}, interval {low:+.1f} to {high:+.1f}, p = {p:.3g} (Welch)" in text
+    assert "a seed of B beats one of A with probability 1.00" in text
+    assert "B is better than A." in text
+    assert "warning" not in text
+    assert "B is worse than A." in compare(tmp_path / "B", tmp_path / "A")
+
+
+def test_a_comparison_says_what_weakens_it(tmp_path):
+    for seed in (1, 2, 3):
+        write_run(tmp_path / "A", seed, 100.0 + seed)
+        write_run(tmp_path / "B", seed + 1, 104.0 - seed, steps=2000)
+    write_run(tmp_path / "B", 7, 0.0, finished=False)
+    write_run(tmp_path / "B" / "deeper", 1, 1.0, env_kwargs={"healthy_reward": "0"})
+    text = compare(tmp_path / "A", tmp_path / "B")
+    assert "No difference is shown" in text
+    for warning in (
+        "B: left out, because unfinished or without a final evaluation: Hopper-v4__a2c__7__17",
+        "A has 3 seeds",
+        "different seeds",
+        "A has trained 1,000 steps and B 2,000",
+        "only one of them has Hopper-v4 (healthy_reward 0): left out",
+    ):
+        assert warning in text, warning
+    write_run(tmp_path / "one", 1, 5.0)
+    assert "Nothing can be said" in compare(tmp_path / "A", tmp_path / "one")
+
+
+def test_gathered_results_are_compared_over_their_tasks(tmp_path):
+    synthetic_results(tmp_path, ("a2c", "sac"), TASKS[:2])
+    text = compare(tmp_path / "a2c", tmp_path / "sac")
+    assert text.count("(Welch)") == 2
+    assert "Over 2 tasks" in text
+
+
+def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path):
+    write_run(tmp_path / "A", 1, 5.0)
+    write_run(tmp_path / "other", 1, 5.0, env_id="Ant-v4")
+    (tmp_path / "empty").mkdir()
+    cut = write_run(tmp_path / "cut", 1, 5.0) / "metrics.csv"
+    cut.write_text(cut.read_text()[:-6])
+    for name, message in (
+        ("other", "no task in common"),
+        ("empty", "no runs"),
+        ("nowhere", "no runs"),
+        ("cut", "cut off"),
+    ):
+        words = [
+            sys.executable,
+            str(ROOT / "benchmarks" / "report.py"),
+            "--compare",
+            str(tmp_path / "A"),
+            str(tmp_path / name),
+        ]
+        done = subprocess.run(words, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr.startswith("report.py: error: ")
+        assert message in done.stderr
+        assert len(done.stderr.splitlines()) == 1
