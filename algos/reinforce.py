@@ -20,7 +20,8 @@ of an expected return needs no model of the task: that of a probability is the p
 Baselines, and the bias of each:
     none, mean   Whole episodes: every environment starts anew, contributes its first episode of the batch and nothing
                  after it, for a second one would favour short ones. Nothing is bootstrapped. The average is older than
-                 the batch; its own batch's would depend on the actions that it judges. No bias but that of detail 1.
+                 the batch; its own batch's would depend on the actions that it judges. No bias but that of detail 1,
+                 and that the scale of the rewards (detail 6) has seen the batch.
     value        Environments go on from batch to batch. What lies behind the end of a batch, and behind a time limit,
                  is replaced by V, whose error is the bias. This is `a2c.py --gae-lambda 1` with rarer, larger batches.
 
@@ -375,7 +376,7 @@ LOSSES = ("policy_loss", "value_loss", "entropy", "grad_norm", "explained_varian
 
 
 def policy_loss(log_probs: Tensor, weights: Tensor, valid: Tensor) -> Tensor:
-    """Minus what the gradient of is the policy gradient, [S, B] to [S]; divided by a constant (detail 8)."""
+    """Its gradient is minus the policy gradient, [S, B] to [S]; divided by a constant (detail 8)."""
     return -torch.where(valid, log_probs * weights, 0.0).sum(1) / valid.shape[1]
 
 

@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 
 
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def read_result(folder: Path) -> dict[int, dict[str, np.ndarray]]:
     """The columns of a result by seed. Raises ValueError, naming the file, if it is cut off or inconsistent."""
     path = folder / "metrics.csv"
     meta = json.loads((folder / "run.json").read_text())
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(path)
     seeds: dict[int, dict[str, np.ndarray]] = {}
     for seed in sorted({int(row["seed"]) for row in rows if row["seed"]}):
         own = [row for row in rows if row["seed"] == str(seed)]
@@ -64,10 +68,7 @@ def read_runs(folder: Path) -> list[Run]:
             runs.append(Run(path.parent, meta["args"] | {"seed": seed}, meta["trained_timesteps"], final))
     for path in sorted(folder.rglob("config.json")):
         config, metrics = json.loads(path.read_text()), path.with_name("metrics.csv")
-        rows = []
-        if metrics.exists():
-            with open(metrics, newline="") as file:
-                rows = list(csv.DictReader(file))
+        rows = read_rows(metrics) if metrics.exists() else []
         if any(value is None for row in rows for value in row.values()):
             raise ValueError(f"{metrics}: a row is cut off")
         finished = rows and int(rows[-1]["global_step"]) == config["trained_timesteps"]

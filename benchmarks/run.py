@@ -28,6 +28,7 @@ from typing import Any, Literal, Protocol
 
 import tyro
 from fingerprint import fingerprint
+from reading import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 MUJOCO_TASKS = ("Walker2d-v4", "HalfCheetah-v4", "Hopper-v4", "Ant-v4", "InvertedDoublePendulum-v4")
@@ -188,11 +189,6 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def digest(script: Path) -> str:
     return hashlib.sha256(script.read_bytes()).hexdigest()
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def is_complete(job: Job) -> bool:

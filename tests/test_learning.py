@@ -1,5 +1,7 @@
 """Learning, not only running: small tasks solved within a fixed number of steps."""
 
+import pytest
+from conftest import ROOT, load_script
 from test_runs import read_metrics
 
 
@@ -23,3 +25,18 @@ def test_ppo_swings_up_a_task_whose_bounds_are_not_1(ppo, tmp_path):
 def test_ppo_with_the_kl_penalty_balances_the_pendulum(ppo, tmp_path):
     returns = final_returns(ppo, tmp_path, env_id="InvertedPendulum-v4", total_timesteps=100_000, kl_coef=1.0)
     assert min(returns) > 900
+
+
+SMALL = {"num_envs": 4, "learning_starts": 1000, "learning_rate": 1e-3, "hidden_size": 64}
+
+
+@pytest.mark.parametrize("stem", ["ddpg", "sac"])
+def test_off_policy_swings_up_a_task_whose_bounds_are_not_1(stem, tmp_path):
+    script = load_script(ROOT / "algos" / f"{stem}.py")
+    returns = final_returns(script, tmp_path, env_id="Pendulum-v1", total_timesteps=15_000, **SMALL)
+    assert min(returns) > -250
+
+
+def test_sac_balances_the_pendulum(sac, tmp_path):
+    returns = final_returns(sac, tmp_path, env_id="InvertedPendulum-v4", total_timesteps=16_000, **SMALL)
+    assert min(returns) == 1000

@@ -6,7 +6,6 @@ import pytest
 import torch
 from conftest import ROOT, load_script
 from test_ppo import WALKER
-from test_runs import read_metrics
 
 TORQUE = gymnasium.spaces.Box(-2, 2, (2,))
 
@@ -398,21 +397,3 @@ def test_a_replay_too_small_for_a_step_is_refused(off_policy, capsys):
         off_policy.Args(num_envs=20, buffer_size=10)
     assert stop.value.code == 2
     assert "20 environments" in capsys.readouterr().err
-
-
-def test_they_swing_up_a_task_whose_bounds_are_not_1(off_policy, tmp_path):
-    args = off_policy.Args(
-        env_id="Pendulum-v1", total_timesteps=15_000, num_envs=4, learning_starts=1000, learning_rate=1e-3,
-        hidden_size=64, num_evaluations=1, final_eval_episodes=20, run_dir=str(tmp_path),
-    )  # fmt: skip
-    (folder,) = off_policy.train(args)
-    assert float(read_metrics(folder)[-1]["eval_return"]) > -250
-
-
-def test_sac_balances_the_pendulum(sac, tmp_path):
-    args = sac.Args(
-        env_id="InvertedPendulum-v4", total_timesteps=16_000, num_envs=4, learning_starts=1000, learning_rate=1e-3,
-        hidden_size=64, num_evaluations=1, final_eval_episodes=20, run_dir=str(tmp_path),
-    )  # fmt: skip
-    (folder,) = sac.train(args)
-    assert float(read_metrics(folder)[-1]["eval_return"]) == 1000
