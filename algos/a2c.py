@@ -8,9 +8,9 @@ The idea: play a few steps in many environments at once, ask a learned value fun
 went, and take one gradient step that makes better-than-expected actions more likely. No replay, no second look.
 
     grad J = E[ sum_t grad log pi(a_t|s_t) A_t ]                             policy gradient theorem, update
-    A_t = r_t + gamma r_{t+1} + ... + gamma^n V(s_{t+n}) - V(s_t)            n-step advantage, held constant
-        = sum_l (gamma * lambda)^l delta_{t+l}   for lambda = 1              compute_gae (--gae-lambda)
-    delta_t = r_t + gamma * (1 - terminated_t) * V(s_{t+1}) - V(s_t)         TD error
+    A_t = sum_l (gamma * lambda)^l delta_{t+l}, held constant                GAE, compute_gae
+        = r_t + gamma r_{t+1} + ... + gamma^n V(s_{t+n}) - V(s_t)            --gae-lambda 1: the n-step advantage
+    delta_t = r_t + gamma * (1 - terminated_t) * V(s_{t+1}) - V(s_t)         --gae-lambda 0: the TD error
     loss = -E[ log pi A ] + vf_coef * E[ (V - (A + V_old))^2 ] / 2 - ent_coef * E[ entropy ]
 
     python algos/a2c.py --env-id CartPole-v1                                               # actions to choose from
@@ -34,7 +34,8 @@ Details that matter:
  6. The unit of a normal policy is half the action range. Actions are scaled and clipped to the task's bounds where they
     leave for the simulator, while the log-probability is that of the action before clipping. Its standard deviation
     has a floor: its gradient grows like 1 / sigma, and where all advantages are noise, that undoes a perfect policy.
-Deviations from the paper: 5, the floor, orthogonal initialisation, separate networks without recurrence, and GAE.
+Deviations from the paper: 5, the floor, orthogonal initialisation, separate networks without recurrence, GAE, and Adam.
+The paper's own are `--gae-lambda 1 --num-steps 5 --optimizer rmsprop`.
 """
 
 import contextlib
@@ -88,26 +89,26 @@ class Args:
     # Environment
     env_id: str = "Walker2d-v4"  # task, as EnvPool names it
     env_kwargs: dict[str, str] = field(default_factory=dict)  # settings of the task: NAME VALUE NAME VALUE ...
-    num_envs: int = 16  # environments per seed
+    num_envs: int = 8  # environments per seed
 
     # Algorithm
-    num_steps: int = 8  # steps of each environment per iteration (n of the n-step advantage)
-    learning_rate: float = 7e-4  # at the start
+    num_steps: int = 64  # steps of each environment per iteration (n of the n-step advantage)
+    learning_rate: float = 3e-3  # at the start
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
-    optimizer: str = "rmsprop"  # rmsprop, as in the paper, or adam
+    optimizer: str = "adam"  # adam, or rmsprop as in the paper
     gamma: float = 0.99  # discount factor
-    gae_lambda: float = 1.0  # of generalised advantage estimation: 0 is the TD error, 1 the n-step advantage
+    gae_lambda: float = 0.98  # of generalised advantage estimation: 0 is the TD error, 1 the n-step advantage
     norm_adv: bool = False  # normalise advantages
     vf_coef: float = 0.5  # weight of the value loss
     ent_coef: float = 0.0  # weight of the entropy bonus
     max_grad_norm: float = 0.5  # norm to which each seed's gradient is clipped
     hidden_size: int = 64  # units in each of the two hidden layers
     log_std_init: float = -0.5  # logarithm of the first standard deviation, in units of half the action range
-    log_std_min: float = -2.0  # floor of that logarithm
+    log_std_min: float = -1.5  # floor of that logarithm
 
     # Speed
     env_threads: int = 0  # threads of EnvPool; 0 is one per core
-    torch_threads: int = 1  # threads of torch on a CPU; more than there are free cores slow everything down
+    torch_threads: int = 1  # threads of torch on a CPU; 0 is one per core; more than are free slow everything down
     cuda_graphs: bool = True  # on CUDA, replay recorded graphs instead of launching kernel by kernel
     compile: bool = False  # torch.compile the gradient step: up to a minute more at the start
 
@@ -511,8 +512,8 @@ def first_line(error: BaseException) -> str:
 def check_ranges(args: "Args") -> None:
     """Refuse what no training can use: sizes below 1, negative or infinite coefficients, NaN."""
     for name, value in vars(args).items():
-        size = type(value) is int and name not in ("seed", "env_threads", "num_evaluations", "line_search_steps")
-        lowest = -99 if name.startswith("log_std") else 1 if size else 0
+        from_0 = name in ("seed", "env_threads", "torch_threads", "num_evaluations", "line_search_steps")
+        lowest = -99 if name.startswith("log_std") else 1 if type(value) is int and not from_0 else 0
         amount = type(value) is float or name in ("seed", "total_timesteps", "learning_starts", "buffer_size")
         highest = 1 if name in ("gamma", "gae_lambda", "tau") else 2**53 if amount else 2**20
         highest = 2**10 if name in ("env_threads", "torch_threads", "utd_ratio") else highest
@@ -531,7 +532,7 @@ def check_ranges(args: "Args") -> None:
 
 
 def select_device(args: Args) -> torch.device:
-    torch.set_num_threads(args.torch_threads)
+    torch.set_num_threads(args.torch_threads or os.cpu_count() or 1)
     try:
         device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
         if device.type not in ("cpu", "cuda"):

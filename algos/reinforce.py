@@ -112,11 +112,11 @@ class Args:
     max_grad_norm: float = 0.5  # norm to which each seed's gradient is clipped
     hidden_size: int = 64  # units in each of the two hidden layers
     log_std_init: float = -0.5  # logarithm of the first standard deviation, in units of half the action range
-    log_std_min: float = -2.0  # floor of that logarithm
+    log_std_min: float = -1.5  # floor of that logarithm
 
     # Speed
     env_threads: int = 0  # threads of EnvPool; 0 is one per core
-    torch_threads: int = 1  # threads of torch on a CPU; more than there are free cores slow everything down
+    torch_threads: int = 1  # threads of torch on a CPU; 0 is one per core; more than are free slow everything down
     cuda_graphs: bool = True  # on CUDA, replay recorded graphs instead of launching kernel by kernel
     compile: bool = False  # torch.compile the gradient step: up to a minute more at the start
 
@@ -550,8 +550,8 @@ def first_line(error: BaseException) -> str:
 def check_ranges(args: "Args") -> None:
     """Refuse what no training can use: sizes below 1, negative or infinite coefficients, NaN."""
     for name, value in vars(args).items():
-        size = type(value) is int and name not in ("seed", "env_threads", "num_evaluations", "line_search_steps")
-        lowest = -99 if name.startswith("log_std") else 1 if size else 0
+        from_0 = name in ("seed", "env_threads", "torch_threads", "num_evaluations", "line_search_steps")
+        lowest = -99 if name.startswith("log_std") else 1 if type(value) is int and not from_0 else 0
         amount = type(value) is float or name in ("seed", "total_timesteps", "learning_starts", "buffer_size")
         highest = 1 if name in ("gamma", "gae_lambda", "tau") else 2**53 if amount else 2**20
         highest = 2**10 if name in ("env_threads", "torch_threads", "utd_ratio") else highest
@@ -570,7 +570,7 @@ def check_ranges(args: "Args") -> None:
 
 
 def select_device(args: Args) -> torch.device:
-    torch.set_num_threads(args.torch_threads)
+    torch.set_num_threads(args.torch_threads or os.cpu_count() or 1)
     try:
         device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
         if device.type not in ("cpu", "cuda"):

@@ -36,7 +36,8 @@ Details that matter:
     the same statistics, frozen, and the return as the task gives it.
  7. A policy is a softmax over actions or a normal, whichever the task takes. The unit of a normal is half the action
     range; actions are scaled and clipped to the task's bounds where they leave for the simulator, while the
-    log-probability is that of the action before clipping.
+    log-probability is that of the action before clipping. Its standard deviation has a floor: its gradient grows like
+    1 / sigma, and where all advantages are noise, that undoes a perfect policy. The line search knows of the floor.
 Deviations from the paper: GAE, 6, and a value function fitted by several epochs of Adam.
 """
 
@@ -103,16 +104,17 @@ class Args:
     cg_damping: float = 0.1  # multiple of the identity that is added to the Fisher matrix
     line_search_steps: int = 10  # candidates of the line search; 0 takes the natural-gradient step whole
     line_search_decay: float = 0.7  # length of a candidate over that of the one before
-    learning_rate: float = 1e-3  # of the value function, by Adam
+    learning_rate: float = 3e-3  # of the value function, by Adam
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     value_epochs: int = 5  # passes of the value function over the batch per iteration
     num_minibatches: int = 8  # minibatches per pass
     hidden_size: int = 64  # units in each of the two hidden layers
     log_std_init: float = -0.5  # logarithm of the first standard deviation, in units of half the action range
+    log_std_min: float = -1.5  # floor of that logarithm
 
     # Speed
     env_threads: int = 0  # threads of EnvPool; 0 is one per core
-    torch_threads: int = 1  # threads of torch on a CPU; more than there are free cores slow everything down
+    torch_threads: int = 1  # threads of torch on a CPU; 0 is one per core; more than are free slow everything down
     cuda_graphs: bool = True  # on CUDA, replay recorded graphs instead of launching kernel by kernel
     compile: bool = False  # torch.compile the gradient step: up to a minute more at the start
 
@@ -456,6 +458,9 @@ def update_policy(agent: Agent, batch: dict[str, Tensor], args: Args) -> dict[st
     curvature = (direction * product(direction)).sum(1)
     scale = torch.where(curvature > 0, (2 * args.target_kl / curvature).sqrt(), 0.0)  # a gradient of 0: no step
     step = scale[:, None] * direction
+    if not agent.discrete:  # log_std is the vector's end; a step that leads below its floor ends there
+        ends = step[:, -agent.action_dim :]
+        ends.copy_(torch.maximum(ends, args.log_std_min - agent.log_std.detach().squeeze(1)))
     with torch.no_grad():
         if args.line_search_steps:
             theta, length = line_search(agent, step, old_policy, batch, args)
@@ -635,8 +640,8 @@ def first_line(error: BaseException) -> str:
 def check_ranges(args: "Args") -> None:
     """Refuse what no training can use: sizes below 1, negative or infinite coefficients, NaN."""
     for name, value in vars(args).items():
-        size = type(value) is int and name not in ("seed", "env_threads", "num_evaluations", "line_search_steps")
-        lowest = -99 if name.startswith("log_std") else 1 if size else 0
+        from_0 = name in ("seed", "env_threads", "torch_threads", "num_evaluations", "line_search_steps")
+        lowest = -99 if name.startswith("log_std") else 1 if type(value) is int and not from_0 else 0
         amount = type(value) is float or name in ("seed", "total_timesteps", "learning_starts", "buffer_size")
         highest = 1 if name in ("gamma", "gae_lambda", "tau") else 2**53 if amount else 2**20
         highest = 2**10 if name in ("env_threads", "torch_threads", "utd_ratio") else highest
@@ -655,7 +660,7 @@ def check_ranges(args: "Args") -> None:
 
 
 def select_device(args: Args) -> torch.device:
-    torch.set_num_threads(args.torch_threads)
+    torch.set_num_threads(args.torch_threads or os.cpu_count() or 1)
     try:
         device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
         if device.type not in ("cpu", "cuda"):

@@ -35,6 +35,8 @@ import matplotlib.pyplot as plt
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
 BEGIN, END = "<!-- results: benchmarks/report.py writes what is between -->", "<!-- end of results -->"
+BEGIN_SHORTER = "<!-- shorter runs: benchmarks/report.py writes what is between -->"
+END_SHORTER = "<!-- end of shorter runs -->"
 BEGIN_BEHAVIOURS = "<!-- behaviours: benchmarks/report.py writes what is between -->"
 END_BEHAVIOURS = "<!-- end of behaviours -->"
 BEGIN_VARIANCE = "<!-- variance: benchmarks/report.py writes what is between -->"
@@ -174,6 +176,20 @@ def png(figure: plt.Figure) -> bytes:
     return picture.getvalue()
 
 
+def shorter_runs(folder: Path) -> str:
+    """What could not be trained for the million steps of the table, with the step at which it ended."""
+    lines = ["| algorithm | task | steps | final return, mean of seeds | each seed |", "|---|---|---:|---:|---|"]
+    for algo, task in itertools.product(ALGOS, sorted({path.parent.name for path in folder.glob("*/*/run.json")})):
+        if (folder / algo / task / "run.json").exists():
+            seeds = read_result(folder / algo / task)
+            final = final_returns(seeds)
+            steps = next(iter(seeds.values()))["global_step"][-1]
+            mean, each = final.mean(), " ".join(number(value).replace(",", "") for value in final)
+            row = [algo, task, f"{steps:,.0f}", f"{number(mean)} ± {number(stats.student_interval(final))}", each]
+            lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
 def curves(algo: str, tasks: dict[str, dict]) -> bytes:
     """Training return against environment steps, mean and Student interval, with the deterministic evaluations."""
     figure, axes = plt.subplots(1, len(tasks), figsize=(3.4 * len(tasks), 3.0), layout="constrained", squeeze=False)
@@ -258,26 +274,38 @@ def variance_text(result: dict) -> str:
 
 
 def speed(folder: Path) -> str:
-    """The table of results/speed/*.json: medians, what that is of a peer's, and where the time goes."""
-    lines: list[str] = []
-    order = [folder / f"{algo}.json" for algo in ALGOS if (folder / f"{algo}.json").exists()]
-    for path in order:
-        result = json.loads(path.read_text())
-        algo, hardware = result["algo"], result["hardware"]
-        lines += [f"**{algo}**, {result['env_id']}, {hardware['cores']} cores ({hardware['machine']}), no GPU:", ""]
-        lines += ["| | environment steps per second, all seeds | range |", "|---|---:|---:|"]
-        for name, figures in result["steps_per_second"].items():
-            if name.endswith("epochs"):
-                continue  # measured for the cost of an epoch only
-            low, high = min(figures["each"]), max(figures["each"])
-            lines.append(f"| {name} | {figures['median']:,.0f} | {low:,.0f} to {high:,.0f} |")
-        lines.append("")
-        for peer, ratios in result["times_peer"].items():
-            times = ", ".join(f"{ratio:.1f} times with {seeds}" for seeds, ratio in ratios.items())
-            lines.append(f"Against {peer}: {times}.")
-        for seeds, share in result["share_of_time"].items():
-            parts = ", ".join(f"{part} {value:.0%}" for part, value in share.items())
-            lines.append(f"Time with {seeds}: {parts}.")
+    """The table of results/speed/*.json: medians, what they are of EnvPool's and a peer's, and where the time goes."""
+    paths = [folder / f"{algo}.json" for algo in ALGOS]
+    results = [json.loads(path.read_text()) for path in paths if path.exists()]
+    if not results:
+        return "Not measured yet."
+    columns = ["", "seeds", "steps per second", "range", "of EnvPool alone", "simulator, policy, update", "peer"]
+    lines = ["| " + " | ".join([*columns, "times peer"]) + " |", "|---|---:|---:|---:|---:|---|---|---:|"]
+    for result in results:
+        algo, rates = result["algo"], result["steps_per_second"]
+        peers = list(result["times_peer"])
+        for seeds, share in result["of_envpool"].items():
+            each = rates[f"{algo}, {seeds}"]["each"]
+            parts = {"simulator": 0.0, "policy": 0.0, "update": 0.0, "training": 0.0}
+            for name, part in result["parts"][seeds].items():
+                kind = "policy" if name.startswith("act") else name
+                parts[kind if kind in parts else "update"] += part["share"]
+            parts.pop("training")  # the whole
+            cells = [algo, seeds.split()[0], f"{rates[f'{algo}, {seeds}']['median']:,.0f}"]
+            cells += [f"{min(each):,.0f} to {max(each):,.0f}", f"{share:.0%}"]
+            cells.append(", ".join(f"{part:.0%}" for part in parts.values()))
+            cells.append("<br>".join(f"{peer}: {rates[peer]['median']:,.0f}" for peer in peers))
+            cells.append("<br>".join(f"{result['times_peer'][peer][seeds]:.1f}" for peer in peers))
+            lines.append("| " + " | ".join(cells) + " |")
+    hardware = {(result["env_id"], result["hardware"]["cores"], result["hardware"]["machine"]) for result in results}
+    places = "; ".join(f"{env_id}, {cores} cores ({machine}), no GPU" for env_id, cores, machine in sorted(hardware))
+    lines += ["", f"{places}. Environment steps of all seeds; off-policy: one update per step."]
+    for result in results:
+        if "of_matrix_product" in result:
+            shares = ", ".join(f"{share:.0%} with {seeds}" for seeds, share in result["of_matrix_product"].items())
+            rate = result["matrix_product_flops"] / 1e9
+            lines.append(f"{result['algo']}'s products reach {shares} of the rate of a 256 x 256 x 256 product")
+            lines.append(f"timed in the same run ({rate:.0f} GFLOP/s).")
         if goal := result.get("seconds_to_return"):
             seconds = ", ".join(
                 f"{name} {'not within 1M steps' if np.isnan(value) else f'{value:.0f} s'}"
@@ -285,8 +313,7 @@ def speed(folder: Path) -> str:
                 if name != "return"
             )
             lines.append(f"Training until a mean return of {goal['return']:,.0f}: {seconds}.")
-        lines.append("")
-    return "\n".join(lines).strip()
+    return "\n".join(lines)
 
 
 def replace_section(text: str, begin: str, end: str, content: str) -> str:
@@ -312,12 +339,15 @@ def stale(results: Path, algos: list[str]) -> list[str]:
 def contents(args: Args, results: dict[str, dict[str, dict]]) -> dict[Path, bytes]:
     """What the README and each figure should be. A section of which there is no data stays as it is."""
     files = {args.figures / f"{algo}.png": curves(algo, tasks) for algo, tasks in results.items()}
-    parts = [f"![learning curves of {algo}](benchmarks/figures/{algo}.png)" for algo in results] + [table(results)]
+    parts = [table(results)]
     scores, tasks = normalised_scores(results)
     if scores:
         files[args.figures / "aggregate.png"] = aggregate_figure(scores)
         parts.append(aggregate_text(scores, tasks))
+    parts += [f"![learning curves of {algo}](benchmarks/figures/{algo}.png)" for algo in results]
     readme = replace_section(args.readme.read_text(), BEGIN, END, "\n\n".join(parts))
+    if (folder := args.results / "shorter").exists():
+        readme = replace_section(readme, BEGIN_SHORTER, END_SHORTER, shorter_runs(folder))
     if (folder := args.results / "behaviours").exists():
         readme = replace_section(readme, BEGIN_BEHAVIOURS, END_BEHAVIOURS, behaviours(folder))
     if (folder := args.results / "speed").exists():
@@ -353,7 +383,8 @@ def main(args: Args) -> int:
             path.write_bytes(content)
             print(f"written: {path}")
     if args.check and args.fingerprints:
-        complaints += stale(args.results, list(results))
+        shorter = {path.parent.parent.name for path in (args.results / "shorter").glob("*/*/run.json")}
+        complaints += stale(args.results, list(results)) + stale(args.results / "shorter", sorted(shorter))
     print("\n".join(complaints), end="\n" if complaints else "")
     return 1 if complaints else 0
 

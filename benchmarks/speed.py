@@ -4,12 +4,16 @@ python benchmarks/speed.py                                # all algorithms; noth
 python benchmarks/speed.py --algos ppo_continuous         # one of them, some ten minutes
 python benchmarks/speed.py --algos ppo_continuous --return-goal 3000     # and the seconds until that training return
 python benchmarks/speed.py --algos sac --cleanrl DIR      # with a checkout of CleanRL beside Stable-Baselines3
+python benchmarks/speed.py --device cuda                  # on a GPU: graphs, eager and --compile side by side
 
-Every figure is in environment steps per second, all seeds together. Repeats are interleaved (A B C, A B C, ...), each
-in a process of its own with an untimed warm-up; medians with every repeat go to benchmarks/results/speed/<algo>.json.
+Every rate is in environment steps per second, all seeds together. Repeats are interleaved (A B C, A B C, ...), each in
+a process of its own with an untimed warm-up; medians with every repeat go to benchmarks/results/speed/<algo>.json, of a
+GPU to <algo>_cuda.json. Where the time goes is measured by parts.py, with 1 and with more seeds.
 """
 
 import csv
+import functools
+import itertools
 import json
 import os
 import platform
@@ -21,32 +25,34 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
 ON_POLICY = ("ppo_continuous", "trpo", "a2c", "reinforce")
 OFF_POLICY = ("sac", "ddpg")
-NUM_ENVS = {
-    "ppo_continuous": 64,
-    "trpo": 64,
-    "a2c": 16,
-    "reinforce": 16,
-    "sac": 16,
-    "ddpg": 16,
-}  # the scripts' defaults
-SEEDS = {"ppo_continuous": (1, 8), "trpo": (1, 5), "a2c": (1, 5), "reinforce": (1, 5), "sac": (1, 4), "ddpg": (1, 4)}
+NUM_ENVS = {"ppo_continuous": 64, "trpo": 64, "a2c": 8, "reinforce": 16, "sac": 16, "ddpg": 16}  # by default
+MATRIX = "matrix product 256 x 256 x 256, FLOP/s"
+SEEDS = {"ppo_continuous": (1, 8)} | dict.fromkeys(("trpo", "a2c", "reinforce"), (1, 5, 8))
+SEEDS |= dict.fromkeys(OFF_POLICY, (1, 4, 8))
 
 
 @dataclass
 class Args:
     algos: tuple[str, ...] = (*ON_POLICY, *OFF_POLICY)  # scripts of algos/, without .py
     env_id: str = "Walker2d-v4"  # task
+    device: str = "cpu"  # cpu or cuda, of our scripts
     repeats: int = 3  # of each measurement
+    peers: bool = True  # measure Stable-Baselines3 and sb3-contrib as well
     return_goal: float | None = None  # also time how long it takes to train to this mean return, ours and SB3's
     cleanrl: Path | None = None  # a checkout of CleanRL, of whose SAC and DDPG the rate is measured too
     output: Path = ROOT / "benchmarks" / "results" / "speed"  # where the figures go
     worker: str | None = None  # internal: the one measurement that this process makes
+
+
+def seeds_text(seeds: int) -> str:
+    return f"{seeds} seed{'s' * (seeds > 1)}"
 
 
 def envpool_raw(env_id: str, num_envs: int) -> float:
@@ -80,17 +86,17 @@ def matrix_rate(size: int = 256) -> float:
     return 2 * size**3 * count / (time.perf_counter() - began)
 
 
-def ours(algo: str, env_id: str, num_seeds: int, **extra: float) -> float:
+def ours(algo: str, env_id: str, device: str, num_seeds: int, *flags: str) -> float:
     """The script, through its command line: median of the reported rate after a fifth of the run as warm-up; for the
     off-policy ones, after learning has started."""
-    arguments = {"env-id": env_id, "num-seeds": num_seeds, "num-evaluations": 0, "checkpoint-seconds": 1e6}
+    arguments = {"env-id": env_id, "device": device, "num-seeds": num_seeds, "num-evaluations": 0}
+    arguments["checkpoint-seconds"] = 1e6
     if algo in ON_POLICY:
-        arguments["total-timesteps"] = 240_000 // num_seeds + 4096 * 8
+        arguments["total-timesteps"] = 120_000 // num_seeds + 4096 * 4
     else:
         arguments |= {"total-timesteps": 4000 + 8000 // num_seeds, "learning-starts": 4000}
-    arguments |= {name.replace("_", "-"): value for name, value in extra.items()}
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, f"algos/{algo}.py", "--run-dir", folder]
+        words = [sys.executable, f"algos/{algo}.py", "--run-dir", folder, *flags]
         for name, value in arguments.items():
             words += [f"--{name}", str(value)]
         subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
@@ -149,7 +155,8 @@ def cleanrl(algo: str, env_id: str, checkout: Path) -> float:
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, str(checkout.resolve() / "cleanrl" / f"{name}.py"), "--env-id", env_id, "--no-cuda"]
         words += ["--total-timesteps", "3000", "--learning-starts", "500"]
-        subprocess.run(words, cwd=folder, check=True, capture_output=True)
+        paths = os.environ | {"PYTHONPATH": str(checkout.resolve())}  # of its cleanrl_utils
+        subprocess.run(words, cwd=folder, env=paths, check=True, capture_output=True)
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         events = EventAccumulator(str(next(Path(folder).glob("runs/*"))))
@@ -175,39 +182,76 @@ def seconds_to_goal(algo: str, env_id: str, num_seeds: int, goal: float) -> floa
     return float("nan")
 
 
+def update_flop(algo: str, obs: int, actions: int, rows: int = 256, hidden: int = 256) -> int:
+    """Floating-point operations in the matrix products of one update of SAC or DDPG, by default sizes."""
+    actor_first, critic_first = obs * hidden, (obs + actions) * hidden
+    actor = actor_first + hidden * hidden + hidden * actions * (2 if algo == "sac" else 1)
+    critic = critic_first + hidden * hidden + hidden
+    # Forward, gradients of weights, gradients of inputs: the actor for the target's action, and once with gradients;
+    # a critic as target, once with gradients, and once for the actor, down to the action but without its own weights.
+    actor_products = 4 * actor - actor_first
+    critic_products = 6 * critic - critic_first
+    return 2 * rows * (actor_products + critic_products * (2 if algo == "sac" else 1))
+
+
 def measurements(algo: str, args: Args) -> dict[str, Callable[[], float]]:
     """What is measured for an algorithm, by the name under which the table shows it."""
-    few, many = SEEDS[algo]
     plans: dict[str, Callable[[], float]] = {}
-    for seeds in (few, many):
+    variants = {"": []}
+    if args.device != "cpu":
+        variants |= {", eager": ["--no-cuda-graphs"], ", compiled": ["--compile"]}
+    for seeds in SEEDS[algo]:
         envs = NUM_ENVS[algo] * seeds
-        plans[f"EnvPool alone, {envs} environments"] = lambda envs=envs: envpool_raw(args.env_id, envs)
-    for seeds in (few, many):
-        plans[f"{algo}, {seeds} seed{'s' * (seeds > 1)}"] = lambda seeds=seeds: ours(algo, args.env_id, seeds)
-    if algo == "ppo_continuous":
-        for seeds in (few, many):
-            name = f"{algo}, {seeds} seed{'s' * (seeds > 1)}, 2 epochs"
-            plans[name] = lambda seeds=seeds: ours(algo, args.env_id, seeds, update_epochs=2)
+        plans[f"EnvPool alone, {envs} environments"] = functools.partial(envpool_raw, args.env_id, envs)
+    for seeds, (variant, flags) in itertools.product(SEEDS[algo], variants.items()):
+        name = f"{algo}, {seeds_text(seeds)}{variant}"
+        plans[name] = functools.partial(ours, algo, args.env_id, args.device, seeds, *flags)
+    if algo == "ppo_continuous" and args.device != "cpu":
+        plans["EnvPool alone, 1 environment"] = functools.partial(envpool_raw, args.env_id, 1)
+        flags = ["--num-envs", "1", "--num-steps", "2048", "--num-minibatches", "32"]
+        plans[f"{algo}, 1 environment"] = functools.partial(ours, algo, args.env_id, args.device, 1, *flags)
     peer = "sb3-contrib" if algo == "trpo" else "Stable-Baselines3"
-    plans[f"{peer}, its defaults"] = lambda: sb3(algo, args.env_id)
-    if algo == "ppo_continuous":
-        plans[f"{peer}, our minibatch size"] = lambda: sb3(algo, args.env_id, batch_size=128)
+    if args.peers and algo != "reinforce":  # which Stable-Baselines3 does not have
+        plans[f"{peer}, its defaults"] = functools.partial(sb3, algo, args.env_id)
+        if algo == "ppo_continuous":
+            plans[f"{peer}, our minibatch size"] = functools.partial(sb3, algo, args.env_id, batch_size=128)
     if algo in OFF_POLICY:
-        plans["matrix product 256 x 256 x 256, FLOP/s"] = matrix_rate
+        if args.device == "cpu":
+            plans[MATRIX] = matrix_rate
         if args.cleanrl:
-            plans["CleanRL, its defaults"] = lambda: cleanrl(algo, args.env_id, args.cleanrl)
+            plans["CleanRL, its defaults"] = functools.partial(cleanrl, algo, args.env_id, args.cleanrl)
     return plans
 
 
-def shares(rate: dict[str, float], algo: str, seeds: int) -> dict[str, float]:
-    """Where the time of a step goes: the simulator's share is that of EnvPool alone. For PPO an epoch's cost is the
-    slope between 2 and 10 epochs; what is left is the policy, the values, the copies and the statistics."""
-    name = f"{algo}, {seeds} seed{'s' * (seeds > 1)}"
-    full, simulator = 1 / rate[name], 1 / rate[f"EnvPool alone, {NUM_ENVS[algo] * seeds} environments"]
-    if f"{name}, 2 epochs" not in rate:
-        return {"simulator": simulator / full, "rest": 1 - simulator / full}
-    update = (full - 1 / rate[f"{name}, 2 epochs"]) / (10 - 2) * 10
-    return {"simulator": simulator / full, "update": update / full, "rest": 1 - (simulator + update) / full}
+def summary(algo: str, args: Args, values: dict[str, list[float]]) -> dict[str, Any]:
+    """Medians, and what follows from them."""
+    rate = {name: statistics.median(each) for name, each in values.items()}
+    flops = rate.pop(MATRIX, None)
+    own = {seeds: f"{algo}, {seeds_text(seeds)}" for seeds in SEEDS[algo]}
+    peers = [name for name in rate if not name.startswith((algo, "EnvPool"))]
+    gpu = None
+    if args.device != "cpu":
+        import torch
+
+        gpu = torch.cuda.get_device_name()
+    result = {
+        "algo": algo,
+        "env_id": args.env_id,
+        "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "gpu": gpu},
+        "steps_per_second": {name: {"median": rate[name], "each": values[name]} for name in rate},
+        "of_envpool": {
+            seeds_text(n): rate[own[n]] / rate[f"EnvPool alone, {NUM_ENVS[algo] * n} environments"] for n in own
+        },
+        "times_peer": {name: {seeds_text(n): rate[own[n]] / rate[name] for n in own} for name in peers},
+    }
+    if flops is not None:
+        result["matrix_product_flops"] = flops
+        import envpool
+
+        spec = envpool.make_spec(args.env_id)
+        flop = update_flop(algo, spec.observation_space.shape[0], spec.action_space.shape[0])
+        result["of_matrix_product"] = {seeds_text(n): rate[own[n]] * flop / flops for n in own}
+    return result
 
 
 def main(args: Args) -> None:
@@ -220,30 +264,25 @@ def main(args: Args) -> None:
         for repeat in range(args.repeats):
             for name in values:
                 words = [sys.executable, __file__, "--env-id", args.env_id, "--algos", algo, "--worker", name]
-                words += ["--cleanrl", str(args.cleanrl)] if args.cleanrl else []
+                words += ["--device", args.device] + (["--cleanrl", str(args.cleanrl)] if args.cleanrl else [])
                 done = subprocess.run(words, check=True, capture_output=True, text=True)
                 values[name].append(json.loads(done.stdout.splitlines()[-1]))
                 print(f"{algo} {repeat + 1}/{args.repeats}  {name:<42}{values[name][-1]:18,.0f}", flush=True)
-        rate = {name: statistics.median(each) for name, each in values.items()}
-        flops = rate.pop("matrix product 256 x 256 x 256, FLOP/s", None)
-        counts = {f"{n} seed{'s' * (n > 1)}": n for n in SEEDS[algo]}
-        peers = [name for name in rate if not name.startswith((algo, "EnvPool"))]
-        result = {
-            "algo": algo,
-            "env_id": args.env_id,
-            "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
-            "steps_per_second": {name: {"median": rate[name], "each": values[name]} for name in rate},
-            "times_peer": {name: {n: rate[f"{algo}, {n}"] / rate[name] for n in counts} for name in peers},
-            "share_of_time": {n: shares(rate, algo, seeds) for n, seeds in counts.items()},
-        }
-        if flops is not None:
-            result["matrix_product_flops"] = flops
+        result = summary(algo, args, values)
+        result["parts"] = {}
+        for seeds in SEEDS[algo]:
+            words = [sys.executable, str(Path(__file__).with_name("parts.py")), "--algo", algo]
+            words += ["--env-id", args.env_id, "--device", args.device, "--num-seeds", str(seeds)]
+            done = subprocess.run(words, check=True, capture_output=True, text=True)
+            result["parts"][seeds_text(seeds)] = json.loads(done.stdout[done.stdout.index("{") :])
         if args.return_goal is not None:
             seconds = {f"{algo}, 1 seed": seconds_to_goal(algo, args.env_id, 1, args.return_goal)}
-            seconds["Stable-Baselines3"] = sb3(algo, args.env_id, args.return_goal)
+            if args.peers and algo != "reinforce":
+                seconds["Stable-Baselines3"] = sb3(algo, args.env_id, args.return_goal)
             result["seconds_to_return"] = {"return": args.return_goal, **seconds}
         args.output.mkdir(parents=True, exist_ok=True)
-        (args.output / f"{algo}.json").write_text(json.dumps(result, indent=2) + "\n")
+        name = algo if args.device == "cpu" else f"{algo}_cuda"
+        (args.output / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
         print(json.dumps(result, indent=2))
 
 

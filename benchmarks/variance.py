@@ -7,10 +7,9 @@ makes a gradient of the same batches: R(tau), reward-to-go, reward-to-go less a 
 learned V(s). The discount of the visitation is kept, so that all four estimate the same gradient: their means agree
 within the standard error, which is printed. Writes benchmarks/results/variance.json; report.py draws the figure.
 
-A gradient is not in a run's files, so this is the one benchmark that loads a script instead of running it.
+A gradient is not in a run's files, so this loads the script instead of running it.
 """
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from parts import load
 
 HERE = Path(__file__).resolve().parent
 SCRIPT = HERE.parent / "algos" / "reinforce.py"
@@ -39,14 +39,6 @@ class Args:
     env_id: str = "CartPole-v1"  # task
     run_dir: Path = HERE.parent / "runs" / "variance"  # where the half-trained policy goes
     results: Path = HERE / "results" / "variance.json"  # where the numbers go
-
-
-def load() -> object:
-    spec = importlib.util.spec_from_file_location("reinforce", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["reinforce"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def collect(script, agent, envs, num_envs: int, horizon: int) -> dict[str, torch.Tensor]:
@@ -99,7 +91,7 @@ def gradient(script, agent, rollout, average, args) -> torch.Tensor:
 
 
 def main(options: Args) -> None:
-    script = load()
+    script = load("reinforce")
     words = [sys.executable, str(SCRIPT), "--env-id", options.env_id, "--total-timesteps", str(options.train_steps)]
     words += ["--run-dir", str(options.run_dir), "--num-evaluations", "0", "--resume", "auto"]
     output = subprocess.run(words, check=True, capture_output=True, text=True).stdout

@@ -145,6 +145,7 @@ def quick(request, tmp_path):
         "eval_episodes": 2,
         "final_eval_episodes": 2,
         "env_threads": 2,
+        "torch_threads": 1,
         "run_dir": str(tmp_path / "runs"),
     }
     return {name: value for name, value in everything.items() if name in script.Args.__dataclass_fields__}

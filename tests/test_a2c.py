@@ -129,11 +129,13 @@ def test_a_reset_row_changes_nothing(a2c, discrete):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-@pytest.mark.parametrize("optimizer", ["rmsprop", "adam"])
-def test_a2c_balances_the_cart_pole(a2c, tmp_path, optimizer):
+PAPER = {"optimizer": "rmsprop", "num_envs": 16, "num_steps": 8, "gae_lambda": 1.0, "learning_rate": 7e-4}
+
+
+@pytest.mark.parametrize(("steps", "arguments"), [(150_000, PAPER), (250_000, {})], ids=["rmsprop", "defaults"])
+def test_a2c_balances_the_cart_pole(a2c, tmp_path, steps, arguments):
     args = a2c.Args(
-        env_id="CartPole-v1", total_timesteps=150_000, num_seeds=2, optimizer=optimizer, num_evaluations=1,
-        run_dir=str(tmp_path),
-    )  # fmt: skip
+        env_id="CartPole-v1", total_timesteps=steps, num_seeds=2, num_evaluations=1, run_dir=str(tmp_path), **arguments
+    )
     returns = [float(read_metrics(folder)[-1]["eval_return"]) for folder in a2c.train(args)]
     assert min(returns) >= 475

@@ -13,6 +13,8 @@ import time
 import numpy as np
 import pytest
 from conftest import ROOT, load_script
+from test_off_policy import parts
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.append(str(ROOT / "benchmarks"))
 reading, fingerprint = (
@@ -180,8 +182,8 @@ def test_a_fingerprint_outlives_a_comment_but_not_a_default(tmp_path):
     script.write_text(text.replace("class Agent(", "# A comment that was not there.\nclass Agent("))
     recorded = fingerprint.fingerprint(script)
     assert fingerprint.differences(recorded, fingerprint.fingerprint(ROOT / "algos" / "a2c.py")) == []
-    assert "learning_rate: float = 7e-4" in text
-    script.write_text(text.replace("learning_rate: float = 7e-4", "learning_rate: float = 6e-4"))
+    assert "learning_rate: float = 3e-3" in text
+    script.write_text(text.replace("learning_rate: float = 3e-3", "learning_rate: float = 1e-3"))
     assert any("actor" in line for line in fingerprint.differences(recorded, fingerprint.fingerprint(script)))
     assert fingerprint.differences({"a": 1.0, "b": 2.0}, {"a": 1.001, "c": 2.0}) == ["b is gone", "c is new"]
     script.write_text("print('broken'); raise SystemExit(3)")
@@ -202,6 +204,31 @@ def test_a_fingerprint_is_added_only_where_the_script_is_the_same(tmp_path):
     assert same["command"] == "as it was"
     assert same["fingerprint"]["seed 2: steps"] == 4096
     assert "fingerprint" not in json.loads((tmp_path / "results" / "a2c" / "Other-v4" / "run.json").read_text())
+
+
+def test_speed_knows_the_default_number_of_environments(script):
+    speed = load_script(ROOT / "benchmarks" / "speed.py")
+    assert speed.NUM_ENVS[script.__name__] == script.Args.num_envs
+
+
+@pytest.mark.parametrize("algo", ["sac", "ddpg"])
+def test_operations_of_an_update_against_pytorchs_counter(algo):
+    """The share of the machine's matrix product rests on this number."""
+    speed, script = load_script(ROOT / "benchmarks" / "speed.py"), load_script(ROOT / "algos" / f"{algo}.py")
+    everything = parts(script, script.Args(num_seeds=2, batch_size=8, hidden_size=16))
+    with FlopCounterMode(display=False) as counter:
+        script.update(*everything)
+    assert counter.get_total_flops() == 2 * speed.update_flop(algo, obs=5, actions=2, rows=8, hidden=16)
+
+
+def test_parts_of_training_are_timed():
+    clock, defaults = load_script(ROOT / "benchmarks" / "parts.py"), load_script(ROOT / "algos" / "a2c.py").Args
+    total = 2 * defaults.num_envs * defaults.num_steps
+    found = clock.measure(clock.Args(algo="a2c", env_id="InvertedPendulum-v4", num_seeds=2, total_timesteps=total))
+    calls = dict.fromkeys(("act", "simulator"), 2 * defaults.num_steps) | {"learn": 2}
+    assert {name: part["calls"] for name, part in found.items()} == calls | {"training": 2 * total}
+    assert all(0 < part["share"] <= 1 for part in found.values())
+    assert sum(found[name]["share"] for name in calls) <= 1
 
 
 def write_result(folder, finals, steps=1000, **args):

@@ -16,7 +16,7 @@ SECTIONS = ["Networks", "Algorithm", "Training", "Bad input", "Environment", "Lo
 SECTIONS += ["CUDA graph"]
 COMMON_ARGS = {
     "exp_name", "seed", "num_seeds", "total_timesteps", "device", "resume", "evaluate", "env_id", "env_kwargs",
-    "env_threads", "torch_threads", "cuda_graphs", "compile", "run_dir", "num_evaluations", "eval_episodes",
+    "env_threads", "cuda_graphs", "compile", "run_dir", "num_evaluations", "eval_episodes",
     "final_eval_episodes", "checkpoint_seconds", "capture_video",
 }  # fmt: skip
 

@@ -1,6 +1,8 @@
 """On a CUDA device: graph replays give the numbers that eager execution gives. Skipped without one."""
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 from test_runs import without_clock
 
@@ -86,6 +88,24 @@ def test_no_host_sync_inside_the_update(script):
         update()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_cuda_and_the_cpu_reach_the_same_return(script, tmp_path):
+    """Their random numbers differ, so their returns can agree in distribution only."""
+    args = {"env_id": "InvertedPendulum-v4", "num_seeds": 8, "num_evaluations": 1, "final_eval_episodes": 20}
+    if script.__name__ in ("sac", "ddpg"):
+        args |= {"total_timesteps": 5000, "learning_starts": 1000, "hidden_size": 32, "batch_size": 64}
+        args |= {"torch_threads": 1}
+    else:
+        args |= {"total_timesteps": 60_000}
+    returns = []
+    for device in ("cpu", "cuda"):
+        folders = script.train(script.Args(**args, device=device, run_dir=str(tmp_path / device)))
+        rows = [(folder / "metrics.csv").read_text().splitlines() for folder in folders]
+        column = rows[0][0].split(",").index("eval_return")
+        returns.append([float(lines[-1].split(",")[column]) for lines in rows])
+    print(script.__name__, [f"{np.mean(own):.0f} +- {np.std(own, ddof=1):.0f}" for own in returns])
+    assert scipy.stats.ttest_ind(*returns, equal_var=False).pvalue > 0.01 or np.ptp(returns) < 1
 
 
 def test_a_checkpoint_moves_between_devices(script, quick):

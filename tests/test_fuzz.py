@@ -50,7 +50,7 @@ SANE = {
     "buffer_size": st.integers(6, 500),
     "log_std_init": st.floats(-3, 1),
     "log_std_min": st.floats(-5, 0),
-    "torch_threads": st.integers(1, 3),
+    "torch_threads": st.integers(0, 3),
     "env_threads": st.integers(0, 3),
     "compile": st.just(False),  # takes minutes
     "capture_video": st.none(),

@@ -151,6 +151,23 @@ def test_a_search_that_fails_restores_the_parameters_exactly(trpo, space):
 
 
 @pytest.mark.parametrize("line_search_steps", [0, 10])
+def test_the_standard_deviation_stays_above_its_floor(trpo, line_search_steps):
+    ends = {}
+    for floor in (-1.0, -9.0):
+        agent, batch, args = problem(trpo, line_search_steps=line_search_steps, log_std_min=floor, log_std_init=-0.9)
+        with torch.no_grad():
+            agent.log_std.fill_(-0.99)
+            batch["actions"] = agent.policy(batch["obs"])[0]  # at the mean: a narrower policy makes them likelier
+            batch["advantages"] = batch["advantages"].abs() + 1
+        losses = trpo.update_policy(agent, batch, args)
+        assert losses["accepted"].tolist() == [1, 1]
+        assert (losses["approx_kl"] <= args.target_kl * (1.001 if line_search_steps else 1.5)).all()
+        ends[floor] = agent.log_std.detach()
+    assert (ends[-9.0] < -1.01).all()
+    torch.testing.assert_close(ends[-1.0], torch.full_like(ends[-1.0], -1.0))
+
+
+@pytest.mark.parametrize("line_search_steps", [0, 10])
 def test_nan_stays_in_its_seed(trpo, line_search_steps):
     results = []
     for dirt in (False, True):

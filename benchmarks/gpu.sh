@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# What needs a CUDA device, each part in one call of under ten minutes:
+#
+#   benchmarks/gpu.sh tests                       # graphs against eager, CUDA against the CPU, host syncs
+#   benchmarks/gpu.sh speed [sac ddpg ...]        # rates, times of graph replays, kernels; without names, all six
+#   benchmarks/gpu.sh train ALGO TASK [SEEDS]     # one cell of the table; again on the same machine: goes on
+#
+# Results are files below $OUT, or benchmarks/results. Training stops at a checkpoint after $SECONDS_LIMIT seconds, with
+# exit status 143, so that the same call goes on from there.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=${OUT:-benchmarks/results}
+part=${1:-}
+shift || true
+case $part in
+tests | speed | train)
+    command -v nvidia-smi > /dev/null || { echo "gpu.sh: error: there is no NVIDIA GPU here" >&2; exit 2; }
+    mkdir -p "$out"
+    nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv | tee "$out/gpu.csv"
+    ;;&
+tests)
+    python -m pytest tests/test_cuda.py tests/test_replay.py --durations=20 --junitxml="$out/tests_cuda.xml"
+    ;;
+speed)
+    algos=("$@")
+    [ $# -gt 0 ] || algos=(sac ddpg ppo_continuous trpo a2c reinforce)
+    python benchmarks/speed.py --device cuda --no-peers --repeats 1 --output "$out/speed" --algos "${algos[@]}"
+    ;;
+train)
+    timeout --preserve-status --kill-after 30 "${SECONDS_LIMIT:-540}" python benchmarks/run.py \
+        --algos "$1" --env-ids "$2" --num-seeds "${3:-5}" --results "$out" -- --device cuda
+    ;;
+tests | speed | train) ;;
+*)
+    sed -n '2,9s/^# \{0,1\}//p' "$0"
+    exit 2
+    ;;
+esac
