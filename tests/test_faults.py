@@ -1,5 +1,6 @@
 """What can go wrong around a run: kills, a full disk, an environment that breaks, leaks."""
 
+import gc
 import os
 import random
 import re
@@ -216,6 +217,8 @@ def test_an_environment_that_breaks(script, quick, launcher, kind):
 
 
 def open_things():
+    """Threads and descriptors. What a cycle of references holds until the collector comes by is no leak."""
+    gc.collect()
     return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
 
 
