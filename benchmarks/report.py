@@ -176,6 +176,97 @@ def png(figure: plt.Figure) -> bytes:
     return picture.getvalue()
 
 
+def matrix(results: dict[str, dict[str, dict]]) -> str:
+    """The front page's table: tasks down, algorithms across, in brackets the best published mean."""
+    bar = published()
+    tasks = sorted({task for cells in results.values() for task in cells})
+    lines = ["| | " + " | ".join(results) + " |", "|---|" + "---:|" * len(results)]
+    won, lost = 0, []
+    for task in tasks:
+        cells = []
+        for algo, own in results.items():
+            if task not in own:
+                cells.append("")
+                continue
+            final = final_returns(own[task])
+            target = bar.get((PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0]), np.nan)
+            beaten = final.mean() > target
+            won += beaten
+            lost += [f"{algo} on {task}"] if final.mean() <= target else []
+            mean = f"**{number(final.mean())}**" if beaten else number(final.mean())
+            cells.append(f"{mean} ± {number(stats.student_interval(final))} ({number(target) or 'none'})")
+        lines.append(f"| {task} | {' | '.join(cells)} |")
+    note = (
+        "Deterministic evaluation after a million steps, mean of seeds with Student's interval at 95 %; in brackets the"
+        f" best published mean. {won} of {won + len(lost)} are beaten (bold)"
+    )
+    return "\n".join([*lines, "", note + (f"; not: {', '.join(lost)}." if lost else ".")])
+
+
+def overview(results: dict[str, dict[str, dict]]) -> bytes:
+    """Deterministic evaluation return against environment steps, all algorithms of a task in one panel."""
+    tasks = sorted({task for cells in results.values() for task in cells})
+    columns = min(5, len(tasks))
+    rows = -(-len(tasks) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(2.6 * columns, 2.5 * rows + 0.3), layout="constrained", squeeze=False
+    )
+    for axis, task in itertools.zip_longest(axes.flat, tasks):
+        if task is None:
+            axis.set_visible(False)
+            continue
+        for i, algo in enumerate(ALGOS):
+            if task in results.get(algo, {}):
+                evaluation_curve(axis, results[algo][task], 1e-6, color=f"C{i}", label=algo)
+        axis.set_title(task.rpartition("-")[0] if len(task) > 20 else task, fontsize=9)
+        style(axis)
+    for axis in axes[-1]:
+        axis.set_xlabel("million steps per seed", fontsize=8)
+    for row in axes:
+        row[0].set_ylabel("evaluation return", fontsize=8)
+    handles = {h.get_label(): h for axis in axes.flat for h in axis.get_legend_handles_labels()[0]}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=6, fontsize=8, frameon=False)
+    return png(figure)
+
+
+def clock(results: dict[str, dict[str, dict]], folder: Path) -> bytes | None:
+    """The same against minutes, for the task and machine of speed.py: steps over the rate that it has measured for one
+    seed, alone on the machine. (The runs' own clocks count whatever else ran there.)"""
+    measured = {algo: json.loads(path.read_text()) for algo in ALGOS if (path := folder / f"{algo}.json").exists()}
+    figure, axis = plt.subplots(figsize=(4.6, 3.0), layout="constrained")
+    for i, algo in enumerate(ALGOS):
+        task = measured.get(algo, {}).get("env_id")
+        if task in results.get(algo, {}):
+            rate = measured[algo]["steps_per_second"][f"{algo}, 1 seed"]["median"]
+            evaluation_curve(axis, results[algo][task], 1 / rate / 60, color=f"C{i}", label=algo)
+            axis.set_title(task, fontsize=9)
+    if not axis.lines:
+        plt.close(figure)
+        return None
+    style(axis)
+    axis.set_xlabel("minutes, one seed alone on the machine", fontsize=8)
+    axis.set_ylabel("evaluation return", fontsize=8)
+    axis.legend(fontsize=8, frameon=False)
+    return png(figure)
+
+
+def evaluation_curve(axis: plt.Axes, seeds: dict[int, dict[str, np.ndarray]], scale: float, **line: str) -> None:
+    """Mean over seeds and its interval, where all of them were evaluated; the steps times `scale` go to the right."""
+    steps = next(iter(seeds.values()))["global_step"] * scale
+    evaluated = np.array([columns["eval_return"] for columns in seeds.values()])
+    marks = ~np.isnan(evaluated).any(axis=0)
+    mean = evaluated[:, marks].mean(axis=0)
+    half = np.array([stats.student_interval(column) for column in evaluated[:, marks].T])
+    axis.plot(steps[marks], mean, lw=1.5, marker="o", ms=2.5, **line)
+    axis.fill_between(steps[marks], mean - half, mean + half, color=line["color"], alpha=0.15, lw=0)
+
+
+def style(axis: plt.Axes) -> None:
+    axis.tick_params(labelsize=8)
+    axis.set_ylim(bottom=min(0, min(np.nanmin(line.get_ydata()) for line in axis.lines)))
+    axis.spines[["top", "right"]].set_visible(False)
+
+
 def shorter_runs(folder: Path) -> str:
     """What could not be trained for the million steps of the table, with the step at which it ended."""
     lines = ["| algorithm | task | steps | final return, mean of seeds | each seed |", "|---|---|---:|---:|---|"]
@@ -339,12 +430,23 @@ def stale(results: Path, algos: list[str]) -> list[str]:
 def contents(args: Args, results: dict[str, dict[str, dict]]) -> dict[Path, bytes]:
     """What the README and each figure should be. A section of which there is no data stays as it is."""
     files = {args.figures / f"{algo}.png": curves(algo, tasks) for algo, tasks in results.items()}
-    parts = [table(results)]
+    parts, details = ["No results yet."], []
+    if results:
+        files[args.figures / "overview.png"] = overview(results)
+        parts = ["![learning curves of all algorithms](benchmarks/figures/overview.png)", matrix(results)]
+        details.append(table(results))
+    if picture := clock(results, args.results / "speed"):
+        files[args.figures / "clock.png"] = picture
+        parts.append("![learning curves against the clock](benchmarks/figures/clock.png)")
     scores, tasks = normalised_scores(results)
     if scores:
         files[args.figures / "aggregate.png"] = aggregate_figure(scores)
-        parts.append(aggregate_text(scores, tasks))
-    parts += [f"![learning curves of {algo}](benchmarks/figures/{algo}.png)" for algo in results]
+        details.append(aggregate_text(scores, tasks))
+    details += [f"![learning curves of {algo}](benchmarks/figures/{algo}.png)" for algo in results]
+    summary = (
+        "<summary>Each seed, margins and tests, aggregates over tasks, training curves of each algorithm</summary>"
+    )
+    parts += ["<details>", summary, *details, "</details>"] if details else []
     readme = replace_section(args.readme.read_text(), BEGIN, END, "\n\n".join(parts))
     if (folder := args.results / "shorter").exists():
         readme = replace_section(readme, BEGIN_SHORTER, END_SHORTER, shorter_runs(folder))

@@ -3,7 +3,9 @@
 python benchmarks/speed.py                                # all algorithms; nothing else should run on the machine
 python benchmarks/speed.py --algos ppo_continuous         # one of them, some ten minutes
 python benchmarks/speed.py --algos ppo_continuous --return-goal 3000     # and the seconds until that training return
-python benchmarks/speed.py --algos sac --cleanrl DIR      # with a checkout of CleanRL beside Stable-Baselines3
+python benchmarks/speed.py --algos sac --cleanrl DIR --leanrl DIR --peer-python PYTHON     # with checkouts of these as
+    # well, run by an interpreter that has what they need: gymnasium[mujoco]<1, mujoco<3, stable-baselines3, tyro,
+    # tensorboard; LeanRL also tensordict==0.6, torchrl==0.6, wandb
 python benchmarks/speed.py --device cuda                  # on a GPU: graphs, eager and --compile side by side
 
 Every rate is in environment steps per second, all seeds together. Repeats are interleaved (A B C, A B C, ...), each in
@@ -17,6 +19,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -46,7 +49,9 @@ class Args:
     repeats: int = 3  # of each measurement
     peers: bool = True  # measure Stable-Baselines3 and sb3-contrib as well
     return_goal: float | None = None  # also time how long it takes to train to this mean return, ours and SB3's
-    cleanrl: Path | None = None  # a checkout of CleanRL, of whose SAC and DDPG the rate is measured too
+    cleanrl: Path | None = None  # a checkout of CleanRL, of whose PPO, SAC and DDPG the rate is measured too
+    leanrl: Path | None = None  # a checkout of LeanRL, of whose PPO and SAC the rate is measured too
+    peer_python: Path = Path(sys.executable)  # an interpreter with the packages that these need
     output: Path = ROOT / "benchmarks" / "results" / "speed"  # where the figures go
     worker: str | None = None  # internal: the one measurement that this process makes
 
@@ -149,12 +154,17 @@ def sb3(algo: str, env_id: str, goal: float | None = None, **extra: int) -> floa
     return time.perf_counter() - began if model.num_timesteps < 1_000_000 else float("nan")
 
 
-def cleanrl(algo: str, env_id: str, checkout: Path) -> float:
+CLEANRL = {name: f"{name}_continuous_action" for name in ("sac", "ddpg")} | {"ppo_continuous": "ppo_continuous_action"}
+LEANRL = {"sac": "sac_continuous_action_torchcompile", "ppo_continuous": "ppo_continuous_action_torchcompile"}
+
+
+def cleanrl(algo: str, env_id: str, device: str, checkout: Path, python: Path) -> float:
     """CleanRL's script after learning has started, by the rate between two points of its own clock."""
-    name = {"sac": "sac_continuous_action", "ddpg": "ddpg_continuous_action"}[algo]
+    words = [str(python.absolute()), str(checkout.resolve() / "cleanrl" / f"{CLEANRL[algo]}.py"), "--env-id", env_id]
+    words += ["--no-cuda"] if device == "cpu" else []
+    off_policy = algo in OFF_POLICY
+    words += ["--total-timesteps", "3000", "--learning-starts", "500"] if off_policy else ["--total-timesteps", "12288"]
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, str(checkout.resolve() / "cleanrl" / f"{name}.py"), "--env-id", env_id, "--no-cuda"]
-        words += ["--total-timesteps", "3000", "--learning-starts", "500"]
         paths = os.environ | {"PYTHONPATH": str(checkout.resolve())}  # of its cleanrl_utils
         subprocess.run(words, cwd=folder, env=paths, check=True, capture_output=True)
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -164,6 +174,19 @@ def cleanrl(algo: str, env_id: str, checkout: Path) -> float:
         points = [point for point in events.Scalars("charts/SPS") if point.step > 1000]
     first, last = points[0], points[-1]
     return (last.step - first.step) / (last.wall_time - first.wall_time)
+
+
+def leanrl(algo: str, env_id: str, device: str, checkout: Path, python: Path) -> float:
+    """LeanRL's script, by the last rate that its progress bar shows: a mean after a warm-up of its own. Compiled and
+    with CUDA graphs on a GPU; eager, its default, on a CPU, where compiling takes minutes."""
+    words = [str(python.absolute()), str(checkout.resolve() / "leanrl" / f"{LEANRL[algo]}.py"), "--env-id", env_id]
+    words += ["--no-cuda"] if device == "cpu" else ["--compile", "--cudagraphs"]
+    steps = {"sac": 3000 if device == "cpu" else 20_000, "ppo_continuous": 2048 * (12 if device == "cpu" else 42)}
+    words += ["--total-timesteps", str(steps[algo])] + (["--learning-starts", "500"] if algo == "sac" else [])
+    with tempfile.TemporaryDirectory() as folder:
+        quiet = os.environ | {"WANDB_MODE": "disabled"}
+        done = subprocess.run(words, cwd=folder, env=quiet, check=True, capture_output=True, text=True)
+    return float(re.findall(r"([\d.]+) sps", done.stderr)[-1])
 
 
 def seconds_to_goal(algo: str, env_id: str, num_seeds: int, goal: float) -> float:
@@ -215,11 +238,14 @@ def measurements(algo: str, args: Args) -> dict[str, Callable[[], float]]:
         plans[f"{peer}, its defaults"] = functools.partial(sb3, algo, args.env_id)
         if algo == "ppo_continuous":
             plans[f"{peer}, our minibatch size"] = functools.partial(sb3, algo, args.env_id, batch_size=128)
-    if algo in OFF_POLICY:
-        if args.device == "cpu":
-            plans[MATRIX] = matrix_rate
-        if args.cleanrl:
-            plans["CleanRL, its defaults"] = functools.partial(cleanrl, algo, args.env_id, args.cleanrl)
+    if algo in OFF_POLICY and args.device == "cpu":
+        plans[MATRIX] = matrix_rate
+    peer = (algo, args.env_id, args.device)
+    if args.cleanrl and algo in CLEANRL:
+        plans["CleanRL, its defaults"] = functools.partial(cleanrl, *peer, args.cleanrl, args.peer_python)
+    if args.leanrl and algo in LEANRL:
+        name = "LeanRL, its defaults" if args.device == "cpu" else "LeanRL, compiled, CUDA graphs"
+        plans[name] = functools.partial(leanrl, *peer, args.leanrl, args.peer_python)
     return plans
 
 
@@ -264,7 +290,9 @@ def main(args: Args) -> None:
         for repeat in range(args.repeats):
             for name in values:
                 words = [sys.executable, __file__, "--env-id", args.env_id, "--algos", algo, "--worker", name]
-                words += ["--device", args.device] + (["--cleanrl", str(args.cleanrl)] if args.cleanrl else [])
+                words += ["--device", args.device, "--peer-python", str(args.peer_python)]
+                for flag, checkout in (("--cleanrl", args.cleanrl), ("--leanrl", args.leanrl)):
+                    words += [flag, str(checkout)] if checkout else []
                 done = subprocess.run(words, check=True, capture_output=True, text=True)
                 values[name].append(json.loads(done.stdout.splitlines()[-1]))
                 print(f"{algo} {repeat + 1}/{args.repeats}  {name:<42}{values[name][-1]:18,.0f}", flush=True)
