@@ -233,7 +233,7 @@ def clock(results: dict[str, dict[str, dict]], folder: Path) -> bytes | None:
     """The same against minutes, for the task and machine of speed.py: steps over the rate that it has measured for one
     seed, alone on the machine. (The runs' own clocks count whatever else ran there.)"""
     measured = {algo: json.loads(path.read_text()) for algo in ALGOS if (path := folder / f"{algo}.json").exists()}
-    figure, axis = plt.subplots(figsize=(4.6, 3.0), layout="constrained")
+    figure, axis = plt.subplots(figsize=(5.6, 2.8), layout="constrained")
     for i, algo in enumerate(ALGOS):
         task = measured.get(algo, {}).get("env_id")
         if task in results.get(algo, {}):
@@ -246,7 +246,7 @@ def clock(results: dict[str, dict[str, dict]], folder: Path) -> bytes | None:
     style(axis)
     axis.set_xlabel("minutes, one seed alone on the machine", fontsize=8)
     axis.set_ylabel("evaluation return", fontsize=8)
-    axis.legend(fontsize=8, frameon=False)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return png(figure)
 
 
