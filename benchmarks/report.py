@@ -21,6 +21,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import gymnasium
 import matplotlib
 import numpy as np
 import stats
@@ -268,15 +269,28 @@ def style(axis: plt.Axes) -> None:
 
 
 def shorter_runs(folder: Path) -> str:
-    """What could not be trained for the million steps of the table, with the step at which it ended."""
-    lines = ["| algorithm | task | steps | final return, mean of seeds | each seed |", "|---|---|---:|---:|---|"]
+    """What is trained for less than the million steps of the table: the final returns, and the first evaluation at
+    which every seed is at what Gymnasium calls solved, if the task has such a threshold."""
+    columns = ["algorithm", "task", "steps", "final return, mean of seeds", "each seed", "every seed solves it after"]
+    lines = [f"| {' | '.join(columns)} |", "|---|---|---:|---:|---|---|"]
     for algo, task in itertools.product(ALGOS, sorted({path.parent.name for path in folder.glob("*/*/run.json")})):
         if (folder / algo / task / "run.json").exists():
             seeds = read_result(folder / algo / task)
             final = final_returns(seeds)
-            steps = next(iter(seeds.values()))["global_step"][-1]
+            steps = next(iter(seeds.values()))["global_step"]
             mean, each = final.mean(), " ".join(number(value).replace(",", "") for value in final)
-            row = [algo, task, f"{steps:,.0f}", f"{number(mean)} ± {number(stats.student_interval(final))}", each]
+            row = [
+                algo,
+                task,
+                f"{steps[-1]:,.0f}",
+                f"{number(mean)} ± {number(stats.student_interval(final))}",
+                each,
+                "",
+            ]
+            threshold = gymnasium.spec(task).reward_threshold
+            worst = np.min([columns["eval_return"] for columns in seeds.values()], axis=0)
+            if threshold is not None and (solved := steps[worst >= threshold]).size:
+                row[-1] = f"{solved[0]:,.0f} steps ({threshold:.0f})"
             lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
