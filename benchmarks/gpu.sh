@@ -19,7 +19,7 @@ tests | speed | train)
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv | tee "$out/gpu.csv"
     ;;&
 tests)
-    python -m pytest tests/test_cuda.py tests/test_replay.py --durations=20 --junitxml="$out/tests_cuda.xml"
+    python -m pytest -o addopts='-m "not slow"' tests/test_cuda.py tests/test_replay.py --durations=20 --junitxml="$out/tests_cuda.xml"
     ;;
 speed)
     algos=("$@")

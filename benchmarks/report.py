@@ -79,6 +79,12 @@ def number(value: float, sign: str = "") -> str:
     return "" if np.isnan(value) else f"{value:{sign},.{0 if abs(value) >= 100 else 1}f}"
 
 
+def with_spread(final: np.ndarray, bold: bool = False) -> str:
+    """Mean and interval of the seeds' returns; one seed has no interval."""
+    mean, half = number(final.mean()), stats.student_interval(final)
+    return (f"**{mean}**" if bold else mean) + ("" if np.isnan(half) else f" ± {number(half)}")
+
+
 def probability(p: float) -> str:
     return "" if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
@@ -99,8 +105,7 @@ def table(results: dict[str, dict[str, dict]]) -> str:
         outcome = "" if np.isnan(target) else f"{'won' if margin > 0 else 'lost'} by {number(abs(margin))}"
         if outcome and not np.isnan(half):
             outcome += f" ({number(margin - half, '+')} to {number(margin + half, '+')})"
-        spread = "" if np.isnan(half) else f" ± {number(half)}"  # one seed has none
-        row = [algo, task, number(mean) + spread, each, number(target), outcome, probability(p)]
+        row = [algo, task, with_spread(final), each, number(target), outcome, probability(p)]
         lines.append(f"| {' | '.join(row)} |")
     note = (
         "p: t test of the seeds against the published mean, which has no spread and is taken as a point; Holm's"
@@ -182,7 +187,8 @@ def matrix(results: dict[str, dict[str, dict]]) -> str:
     bar = published()
     tasks = sorted({task for cells in results.values() for task in cells})
     lines = ["| | " + " | ".join(results) + " |", "|---|" + "---:|" * len(results)]
-    won, lost = 0, []
+    won: list[str] = []
+    lost: list[str] = []
     for task in tasks:
         cells = []
         for algo, own in results.items():
@@ -191,15 +197,12 @@ def matrix(results: dict[str, dict[str, dict]]) -> str:
                 continue
             final = final_returns(own[task])
             target = bar.get((PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0]), np.nan)
-            beaten = final.mean() > target
-            won += beaten
-            lost += [f"{algo} on {task}"] if final.mean() <= target else []
-            mean = f"**{number(final.mean())}**" if beaten else number(final.mean())
-            cells.append(f"{mean} ± {number(stats.student_interval(final))} ({number(target) or 'none'})")
+            (won if final.mean() > target else lost if final.mean() <= target else []).append(f"{algo} on {task}")
+            cells.append(with_spread(final, bool(final.mean() > target)) + f" ({number(target) or 'none'})")
         lines.append(f"| {task} | {' | '.join(cells)} |")
     note = (
         "Deterministic evaluation after a million steps, mean of seeds with Student's interval at 95 %; in brackets the"
-        f" best published mean. {won} of {won + len(lost)} are beaten (bold)"
+        f" best published mean. {len(won)} of {len(won + lost)} are beaten (bold)"
     )
     return "\n".join([*lines, "", note + (f"; not: {', '.join(lost)}." if lost else ".")])
 
@@ -278,16 +281,9 @@ def shorter_runs(folder: Path) -> str:
             seeds = read_result(folder / algo / task)
             final = final_returns(seeds)
             steps = next(iter(seeds.values()))["global_step"]
-            mean, each = final.mean(), " ".join(number(value).replace(",", "") for value in final)
-            row = [
-                algo,
-                task,
-                f"{steps[-1]:,.0f}",
-                f"{number(mean)} ± {number(stats.student_interval(final))}",
-                each,
-                "",
-            ]
-            threshold = gymnasium.spec(task).reward_threshold
+            each = " ".join(number(value).replace(",", "") for value in final)
+            row = [algo, task, f"{steps[-1]:,.0f}", with_spread(final), each, ""]
+            threshold = getattr(gymnasium.registry.get(task), "reward_threshold", None)
             worst = np.min([columns["eval_return"] for columns in seeds.values()], axis=0)
             if threshold is not None and (solved := steps[worst >= threshold]).size:
                 row[-1] = f"{solved[0]:,.0f} steps ({threshold:.0f})"

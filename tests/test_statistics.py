@@ -144,6 +144,22 @@ def test_the_table_by_hand(tmp_path):
     assert other == "| ppo_continuous | NotPublished-v4 | 1.5 ± 6.4 | 1.0 2.0 |  |  |  |"
     assert ant == "| ppo_continuous | Ant-v4 | 3,000 | 3000 | 3,258 | lost by 258 |  |"
     assert "for 1 cells" in note
+    head, _, ant, other, walker, _, note = report.matrix(results).splitlines()
+    assert head == "| | ppo_continuous |"
+    assert ant == "| Ant-v4 | 3,000 (3,258) |"
+    assert other == "| NotPublished-v4 | 1.5 ± 6.4 (none) |"
+    assert walker == f"| Walker2d-v4 | **3,700** ± {half:.0f} (3,510) |"
+    assert note.endswith("1 of 2 are beaten (bold); not: ppo_continuous on Ant-v4.")
+
+
+def test_shorter_runs_tell_when_every_seed_has_solved_the_task(tmp_path):
+    for task, finals in (("CartPole-v1", [500.0, 480.0]), ("Pendulum-v1", [-150.0]), ("Ant-v4", [1.0, 2.0])):
+        write_result(tmp_path / "a2c" / task, finals)
+    ant, cart_pole, pendulum = report.shorter_runs(tmp_path).splitlines()[2:]
+    steps = next(iter(report.read_result(tmp_path / "a2c" / "Ant-v4").values()))["global_step"][-1]
+    assert cart_pole.endswith(f"| 500 480 | {steps:,.0f} steps (475) |")
+    assert pendulum.endswith("| -150 | -150 |  |")  # which has no threshold
+    assert ant.endswith("| 1.0 2.0 |  |")
 
 
 def test_stale_results_are_named(tmp_path, monkeypatch):
