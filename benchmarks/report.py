@@ -7,10 +7,11 @@ python benchmarks/report.py --check    # writes nothing; status 1 if the committ
 python benchmarks/report.py --compare runs/A runs/B     # is B better than A? Folders of run folders, or of results
 
 Protocol: the final evaluation, not the best; deterministic action, frozen statistics, 100 fresh episodes per seed; the
-same defaults for all tasks; seeds 1 to 5, which no search of defaults has used. A mean over seeds comes with Student's
-t interval at 95 %. Published means have no spread here: they are points, and the t test is of the seeds alone; p-values
-carry Holm's correction for the number of cells. Over tasks: returns normalised between the random policy (0) and the
-best published mean of any algorithm (1), intervals by stratified bootstrap of the seeds, with a fixed seed of its own.
+same defaults for all tasks; seeds 1 to 5, with defaults chosen on others (the README names the exceptions). A mean over
+seeds comes with Student's t interval at 95 %. Published means have no spread here: they are points, and the t test is
+of the seeds alone; p-values carry Holm's correction for the number of cells. Over tasks: returns normalised between the
+random policy (0) and the best published mean of any algorithm (1), intervals by stratified bootstrap of the seeds, with
+a fixed seed of its own.
 """
 
 import csv
