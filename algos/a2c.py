@@ -29,13 +29,15 @@ Details that matter:
  3. obs[t + 1] is the true next observation of every valid row, the last of an episode included. So truncation
     bootstraps from V(obs[t + 1]); termination does not; the trace is cut at both.
  4. A policy is a softmax over actions or a normal, whichever the task takes; the algorithm does not change.
- 5. Observations and rewards are normalised by running statistics that stand still during an iteration. Evaluation uses
-    the same statistics, frozen, and the return as the task gives it.
+ 5. Observations and rewards are normalised by running statistics that stand still during an iteration, and clipped at
+    10 deviations. Evaluation uses the same statistics, frozen, and the return as the task gives it.
  6. The unit of a normal policy is half the action range. Actions are scaled and clipped to the task's bounds where they
     leave for the simulator, while the log-probability is that of the action before clipping. Its standard deviation
-    has a floor: its gradient grows like 1 / sigma, and where all advantages are noise, that undoes a perfect policy.
-Deviations from the paper: 5, the floor, orthogonal initialisation, separate networks without recurrence, GAE, and Adam.
-The paper's own are `--gae-lambda 1 --num-steps 5 --optimizer rmsprop`.
+    sigma has a floor: the gradient of the mean grows like 1 / sigma, and where all advantages are noise, that undoes a
+    perfect policy.
+Deviations from the paper: 5, the floor, orthogonal initialisation, separate networks without recurrence, a sigma that
+does not depend on the state, a clipped gradient norm, no entropy bonus, GAE, and Adam. Towards the paper lead
+`--gae-lambda 1 --num-steps 5 --optimizer rmsprop --ent-coef 1e-4`.
 """
 
 import contextlib
@@ -376,7 +378,7 @@ def update(
         with torch.no_grad():
             agent.log_std.clamp_(min=args.log_std_min)
     agent.obs_stats.update(seeds_first(rollout["obs"][:-1]), valid)
-    explained = 1 - masked_var(error.detach(), valid) / masked_var(returns, valid)
+    explained = 1 - masked_var(error.detach(), valid) / masked_var(returns, valid).clamp(min=1e-8)
     terms = (policy_loss, value_loss, policy_entropy, grad_norm, explained)
     return {name: term.detach() for name, term in zip(LOSSES, terms, strict=True)}
 

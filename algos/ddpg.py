@@ -28,8 +28,9 @@ Details that matter:
  5. Noise is normal, drawn anew for every environment and every dimension of the action, in units of half its range.
  6. The gradient runs from Q through the action into the policy; the critic's own weights get none of it.
  7. Observations and rewards are taken as they are.
-Deviations from the paper: uncorrelated noise in place of an Ornstein-Uhlenbeck process, the action enters the critic's
-first layer, orthogonal initialisation, one learning rate, batches of 256, no weight decay.
+Deviations from the paper: uncorrelated noise in place of an Ornstein-Uhlenbeck process, random actions at first, the
+action enters the critic's first layer, 256 x 256 units, no batch normalisation, no weight decay, orthogonal
+initialisation, one learning rate, batches of 256, tau 0.005.
 """
 
 import contextlib
@@ -363,8 +364,7 @@ def train(args: Args) -> list[Path]:
             next_obs, rewards, terminated, truncated, _ = envs.step(env_actions.reshape(S * N, *action_shape))
             next_obs, rewards, terminated = next_obs.reshape(S, N, -1), rewards.reshape(S, N), terminated.reshape(S, N)
             done = terminated | truncated.reshape(S, N)
-            if on_cuda:
-                torch.cuda.current_stream(device).synchronize()  # the last transitions have left the pinned memory
+            # The last transitions have left the pinned memory: the host has waited for `act`, which came after `store`.
             np.concatenate([obs, next_obs, env_actions, rewards[..., None], terminated[..., None]], axis=-1, out=rows)
             valid_in.copy_(torch.from_numpy(~skip))
             store()

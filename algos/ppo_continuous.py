@@ -25,8 +25,9 @@ Details that matter:
     episode. That row is no transition: `valid` masks it out of every loss and statistic.
  3. obs[t + 1] is the true next observation of every valid row, the last of an episode included. So truncation
     bootstraps from V(obs[t + 1]); termination does not; the trace of GAE is cut at both.
- 4. Observations and rewards are normalised by running statistics that stand still during an iteration: the ratio of
-    the first minibatch is 1. Evaluation uses the same statistics, frozen, and the return as the task gives it.
+ 4. Observations and rewards are normalised by running statistics, and clipped at 10 deviations. The statistics stand
+    still during an iteration: the ratio of the first minibatch is 1. Evaluation uses the same, frozen, and the return
+    as the task gives it.
  5. The policy's unit is half the action range. Actions are scaled and clipped to the task's bounds where they leave for
     the simulator, while the log-probability is that of the action before clipping.
  6. Advantages are normalised once per iteration over the seed's whole batch, reset rows left out.

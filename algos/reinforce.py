@@ -21,9 +21,10 @@ Baselines, and the bias of each:
     none, mean   Whole episodes: every environment starts anew, contributes its first episode of the batch and nothing
                  after it, for a second one would favour short ones. Nothing is bootstrapped. The average is older than
                  the batch; its own batch's would depend on the actions that it judges. No bias but that of detail 1,
-                 and that the scale of the rewards (detail 6) has seen the batch.
+                 and what detail 6 does to rewards: their scale has seen the batch, and they are clipped.
     value        Environments go on from batch to batch. What lies behind the end of a batch, and behind a time limit,
-                 is replaced by V, whose error is the bias. This is `a2c.py --gae-lambda 1` with rarer, larger batches.
+                 is replaced by V, whose error is the bias. This is `a2c.py --gae-lambda 1` with rarer, larger batches,
+                 which Sutton and Barto (2018, chapter 13) would call actor-critic.
 
 Details that matter:
  1. The theorem weights step t by gamma^t; practice drops the weight, and so does this script unless
@@ -36,13 +37,13 @@ Details that matter:
  4. obs[t + 1] is the true next observation of every valid row, the last of an episode included. So truncation
     bootstraps from V(obs[t + 1]); termination does not.
  5. A policy is a softmax over actions or a normal, whichever the task takes; the algorithm does not change.
- 6. Observations and rewards are normalised by running statistics that stand still during an iteration. Evaluation uses
-    the same statistics, frozen, and the return as the task gives it.
+ 6. Observations and rewards are normalised by running statistics that stand still during an iteration, and clipped at
+    10 deviations. Evaluation uses the same statistics, frozen, and the return as the task gives it.
  7. The unit of a normal policy is half the action range. Actions are scaled and clipped to the task's bounds where they
     leave for the simulator, while the log-probability is that of the action before clipping.
  8. The sum over a batch is divided by a constant, not by the number of its steps, which depends on the actions.
- 9. The standard deviation of a normal policy has a floor, for its gradient grows like 1 / sigma.
-Deviations from the paper: 6, 9, Adam, and two hidden layers.
+ 9. The standard deviation sigma of a normal policy has a floor, for the gradient of the mean grows like 1 / sigma.
+Deviations from the paper: 6, 9, Adam, a clipped gradient norm, two hidden layers, and what the default bootstraps.
 """
 
 import contextlib
@@ -394,17 +395,18 @@ def update(
     policy = agent.policy(batch["obs"])
     p_loss = policy_loss(log_prob(batch["actions"], policy), batch["weights"], valid)
     error = returns - agent.critic(batch["obs"]).squeeze(-1)
-    v_loss = 0.5 * masked_mean(error.square(), valid)  # without the value baseline it only shows what V would explain
+    v_loss = 0.5 * masked_mean(error.square(), valid)
+    vf_coef = args.vf_coef if args.baseline == "value" else 0.0  # V, unused, would take its share of the clipped norm
     policy_entropy = masked_mean(entropy(policy), valid)
     optimizer.zero_grad()
-    (p_loss + args.vf_coef * v_loss - args.ent_coef * policy_entropy).sum().backward()
+    (p_loss + vf_coef * v_loss - args.ent_coef * policy_entropy).sum().backward()
     grad_norm = clip_grad_norm(optimizer.param_groups[0]["params"], args.max_grad_norm)
     optimizer.step()
     if not agent.discrete:
         with torch.no_grad():
             agent.log_std.clamp_(min=args.log_std_min)
     agent.obs_stats.update(seeds_first(rollout["obs"][:-1]), valid)
-    explained = 1 - masked_var(error.detach(), valid) / masked_var(returns, valid)
+    explained = 1 - masked_var(error.detach(), valid) / masked_var(returns, valid).clamp(min=1e-8)
     terms = (p_loss, v_loss, policy_entropy, grad_norm, explained)
     return {name: term.detach() for name, term in zip(LOSSES, terms, strict=True)}
 
@@ -468,6 +470,8 @@ def train(args: Args) -> list[Path]:
     with catch_signals() as signals:
         while step <= room and len(failed) < S:
             if args.whole_episodes and iterations + step:  # start anew
+                if on_cuda:
+                    torch.cuda.current_stream(device).synchronize()  # the last batch has left the pinned memory
                 next_obs = envs.reset()[0]
                 for array in (skip, age, carry, log.running, *data.values()):
                     array[:] = 0

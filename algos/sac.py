@@ -26,12 +26,12 @@ Details that matter:
  3. next_obs is the true next observation, that of an episode's last step included: truncation bootstraps from it,
     termination does not.
  4. utd_ratio counts updates per environment step of a seed: with 16 environments, 16 updates follow a step of all.
- 5. The density of a squashed action has the factor |da/du|^-1, u before the tanh. Its logarithm, 2 * (log 2 - u -
-    softplus(-2u)), is exact where 1 - tanh(u)^2 has no digits left; the scale of the task's bounds is part of it.
+ 5. The density of a squashed action a = scale * tanh(u) is that of u over |da/du|. What log pi loses by it, log |da/du|
+    = log scale + 2 * (log 2 - u - softplus(-2u)), is exact where 1 - tanh(u)^2 has no digits left.
  6. The gradient runs from Q through the action into the policy, the reparameterisation trick; the critics' own weights
     get none of it.
  7. Observations and rewards are taken as they are.
- 8. The target entropy is minus the number of action dimensions.
+ 8. The target entropy is minus the number of action dimensions, in the task's own units of action.
 Deviations from the paper: orthogonal initialisation; log sigma is squashed into [-5, 2].
 """
 
@@ -398,8 +398,7 @@ def train(args: Args) -> list[Path]:
             next_obs, rewards, terminated, truncated, _ = envs.step(env_actions.reshape(S * N, *action_shape))
             next_obs, rewards, terminated = next_obs.reshape(S, N, -1), rewards.reshape(S, N), terminated.reshape(S, N)
             done = terminated | truncated.reshape(S, N)
-            if on_cuda:
-                torch.cuda.current_stream(device).synchronize()  # the last transitions have left the pinned memory
+            # The last transitions have left the pinned memory: the host has waited for `act`, which came after `store`.
             np.concatenate([obs, next_obs, env_actions, rewards[..., None], terminated[..., None]], axis=-1, out=rows)
             valid_in.copy_(torch.from_numpy(~skip))
             store()

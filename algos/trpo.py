@@ -32,13 +32,14 @@ Details that matter:
     still. F is damped, so that directions that hardly move the policy do not get an endless step.
  5. The candidates of the line search are further members of the seed axis: one forward pass judges them all, and the
     longest that is good is taken. Where none is, the parameters stay exactly as they were (losses/accepted is 0).
- 6. Observations and rewards are normalised by running statistics that stand still during an iteration. Evaluation uses
-    the same statistics, frozen, and the return as the task gives it.
+ 6. Observations and rewards are normalised by running statistics that stand still during an iteration, and clipped at
+    10 deviations. Evaluation uses the same statistics, frozen, and the return as the task gives it.
  7. A policy is a softmax over actions or a normal, whichever the task takes. The unit of a normal is half the action
     range; actions are scaled and clipped to the task's bounds where they leave for the simulator, while the
-    log-probability is that of the action before clipping. Its standard deviation has a floor: its gradient grows like
-    1 / sigma, and where all advantages are noise, that undoes a perfect policy. The line search knows of the floor.
-Deviations from the paper: GAE, 6, and a value function fitted by several epochs of Adam.
+    log-probability is that of the action before clipping. Its standard deviation sigma has a floor: the gradient of the
+    mean grows like 1 / sigma, and where all advantages are noise, that undoes a perfect policy. The line search knows
+    of the floor.
+Deviations from the paper: 6, the floor, GAE, normalised advantages, and a value function fitted by epochs of Adam.
 """
 
 import contextlib

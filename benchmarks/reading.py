@@ -14,6 +14,14 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def finished(step: int, args: dict[str, Any], trained_timesteps: int) -> bool:
+    """Whether a run that has come to this step is at its end. REINFORCE on whole episodes ends where another batch of
+    the longest ones might not fit."""
+    if args.get("baseline") in ("none", "mean"):
+        return step > args["total_timesteps"] - args["num_envs"] * args["horizon"]
+    return step == trained_timesteps
+
+
 def read_result(folder: Path) -> dict[int, dict[str, np.ndarray]]:
     """The columns of a result by seed. Raises ValueError, naming the file, if it is cut off or inconsistent."""
     path = folder / "metrics.csv"
@@ -30,7 +38,8 @@ def read_result(folder: Path) -> dict[int, dict[str, np.ndarray]]:
             if name != "seed"
         }
         last = own[-1]
-        if int(last["global_step"]) != meta["trained_timesteps"] or not last["eval_return"]:
+        ended = finished(int(last["global_step"]), meta["args"], meta["trained_timesteps"])
+        if not ended or not last["eval_return"]:
             raise ValueError(f"{path}: seed {seed} ends at step {last['global_step']}, not {meta['trained_timesteps']}")
     if len(seeds) != meta["args"]["num_seeds"]:
         raise ValueError(f"{path}: {len(seeds)} seeds, not {meta['args']['num_seeds']}")
@@ -71,8 +80,8 @@ def read_runs(folder: Path) -> list[Run]:
         rows = read_rows(metrics) if metrics.exists() else []
         if any(value is None for row in rows for value in row.values()):
             raise ValueError(f"{metrics}: a row is cut off")
-        finished = rows and int(rows[-1]["global_step"]) == config["trained_timesteps"]
-        final = float(rows[-1]["eval_return"] or "nan") if finished else float("nan")
+        ended = rows and finished(int(rows[-1]["global_step"]), config["args"], config["trained_timesteps"])
+        final = float(rows[-1]["eval_return"] or "nan") if ended else float("nan")
         runs.append(Run(path.parent, config["args"], config["trained_timesteps"], final))
     if not runs:
         raise ValueError(f"{folder}: there are no runs in it")

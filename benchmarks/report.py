@@ -90,29 +90,69 @@ def probability(p: float) -> str:
     return "" if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def table(results: dict[str, dict[str, dict]]) -> str:
-    """Cell by cell: the seeds against the best published mean of the algorithm, a point."""
+@dataclass
+class Cell:
+    """The seeds of an algorithm on a task, against the best published mean, a point; NaN where there is none."""
+
+    algo: str
+    task: str
+    final: np.ndarray  # final return of each seed
+    target: float
+    p: float  # t test of the one against the other, with Holm's correction for the number of cells
+
+    @property
+    def won(self) -> bool:
+        return bool(self.final.mean() > self.target)
+
+
+def all_cells(results: dict[str, dict[str, dict]]) -> list[Cell]:
     bar = published()
-    cells = [(algo, task, final_returns(seeds)) for algo, tasks in results.items() for task, seeds in tasks.items()]
-    targets = [bar.get((PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0]), np.nan) for algo, task, _ in cells]
-    p_values = stats.holm(
-        [stats.point_p_value(final, target) for (*_, final), target in zip(cells, targets, strict=True)]
-    )
+    finals = {(algo, task): final_returns(seeds) for algo, tasks in results.items() for task, seeds in tasks.items()}
+    targets = [bar.get((PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0]), np.nan) for algo, task in finals]
+    p_values = [stats.point_p_value(final, target) for final, target in zip(finals.values(), targets, strict=True)]
+    rows = zip(finals.items(), targets, stats.holm(p_values), strict=True)
+    return [Cell(algo, task, final, target, p) for ((algo, task), final), target, p in rows]
+
+
+def table(results: dict[str, dict[str, dict]]) -> str:
+    """Cell by cell, with each seed and the margin."""
     head = "| algorithm | task | final return, mean of seeds | each seed | best published mean | margin, 95 % interval"
-    lines = [f"{head} | p |", "|---|---|---:|---|---:|---|---:|"]
-    for (algo, task, final), target, p in zip(cells, targets, p_values, strict=True):
-        mean, half = final.mean(), stats.student_interval(final)
-        margin, each = mean - target, " ".join(number(value).replace(",", "") for value in final)
-        outcome = "" if np.isnan(target) else f"{'won' if margin > 0 else 'lost'} by {number(abs(margin))}"
+    lines, cells = [f"{head} | p |", "|---|---|---:|---|---:|---|---:|"], all_cells(results)
+    for cell in cells:
+        margin, half = cell.final.mean() - cell.target, stats.student_interval(cell.final)
+        each = " ".join(number(value).replace(",", "") for value in cell.final)
+        outcome = "" if np.isnan(cell.target) else f"{'won' if cell.won else 'lost'} by {number(abs(margin))}"
         if outcome and not np.isnan(half):
             outcome += f" ({number(margin - half, '+')} to {number(margin + half, '+')})"
-        row = [algo, task, with_spread(final), each, number(target), outcome, probability(p)]
+        row = [cell.algo, cell.task, with_spread(cell.final), each, number(cell.target), outcome, probability(cell.p)]
         lines.append(f"| {' | '.join(row)} |")
     note = (
         "p: t test of the seeds against the published mean, which has no spread and is taken as a point; Holm's"
-        f" correction for {np.isfinite(p_values).sum()} cells. An interval that includes 0 may be chance."
+        f" correction for {np.isfinite([cell.p for cell in cells]).sum()} cells. An interval that includes 0 may be"
+        " chance."
     )
-    return "\n".join([*lines, "", note]) if cells else "No results yet."
+    return "\n".join([*lines, "", note])
+
+
+def matrix(results: dict[str, dict[str, dict]]) -> str:
+    """The front page's table: tasks down, algorithms across, in brackets the best published mean."""
+    cells = {(cell.algo, cell.task): cell for cell in all_cells(results)}
+    lines = ["| | " + " | ".join(results) + " |", "|---|" + "---:|" * len(results)]
+    for task in sorted({task for _, task in cells}):
+        row = [task]
+        for algo in results:
+            cell = cells.get((algo, task))
+            row.append(f"{with_spread(cell.final, cell.won)} ({number(cell.target) or 'none'})" if cell else "")
+        lines.append(f"| {' | '.join(row)} |")
+    compared = [cell for cell in cells.values() if not np.isnan(cell.target)]
+    won = [cell for cell in compared if cell.won]
+    lost = [f"{cell.algo} on {cell.task}" for cell in compared if not cell.won]
+    note = (
+        "Deterministic evaluation after a million steps, mean of seeds with Student's interval at 95 %; in brackets the"
+        f" best published mean. {len(won)} of {len(compared)} are beaten (bold),"
+        f" {sum(cell.p < 0.05 for cell in won)} of them with p < 0.05 (below)"
+    )
+    return "\n".join([*lines, "", note + (f"; not: {', '.join(lost)}." if lost else ".")])
 
 
 def normalised_scores(results: dict[str, dict[str, dict]]) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -181,31 +221,6 @@ def png(figure: plt.Figure) -> bytes:
     figure.savefig(picture, dpi=110, metadata={"Software": None})
     plt.close(figure)
     return picture.getvalue()
-
-
-def matrix(results: dict[str, dict[str, dict]]) -> str:
-    """The front page's table: tasks down, algorithms across, in brackets the best published mean."""
-    bar = published()
-    tasks = sorted({task for cells in results.values() for task in cells})
-    lines = ["| | " + " | ".join(results) + " |", "|---|" + "---:|" * len(results)]
-    won: list[str] = []
-    lost: list[str] = []
-    for task in tasks:
-        cells = []
-        for algo, own in results.items():
-            if task not in own:
-                cells.append("")
-                continue
-            final = final_returns(own[task])
-            target = bar.get((PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0]), np.nan)
-            (won if final.mean() > target else lost if final.mean() <= target else []).append(f"{algo} on {task}")
-            cells.append(with_spread(final, bool(final.mean() > target)) + f" ({number(target) or 'none'})")
-        lines.append(f"| {task} | {' | '.join(cells)} |")
-    note = (
-        "Deterministic evaluation after a million steps, mean of seeds with Student's interval at 95 %; in brackets the"
-        f" best published mean. {len(won)} of {len(won + lost)} are beaten (bold)"
-    )
-    return "\n".join([*lines, "", note + (f"; not: {', '.join(lost)}." if lost else ".")])
 
 
 def overview(results: dict[str, dict[str, dict]]) -> bytes:
@@ -361,17 +376,18 @@ def variance_figure(result: dict) -> bytes:
 
 
 def variance_text(result: dict) -> str:
-    """How far the means of the estimators lie from that of the last one, in standard errors of that distance."""
+    """How far the means of the estimators lie from that of the last one, and the standard error of that distance."""
     estimators = list(result["estimators"].items())
     parts = [
-        f"{name}: {numbers['distance_of_means'] / numbers['standard_error_of_distance']:.2f}"
+        f"{name} {numbers['distance_of_means']:.2g} ({numbers['standard_error_of_distance']:.2g})"
         for name, numbers in estimators[:-1]
     ]
+    last, numbers = estimators[-1]
     return (
         "![variance of the gradient by estimator](benchmarks/figures/variance.png)\n\n"
         f"One half-trained policy on {result['env_id']}, {result['batches']} batches of {result['episodes_per_batch']}"
-        f" episodes. All four estimate the same gradient: the means lie within the noise of that of the last one"
-        f" (distance in standard errors: {', '.join(parts)})."
+        f" episodes. Distance of each mean from that of {last}, whose norm is {numbers['mean_norm']:.2g}, with its"
+        f" standard error: {', '.join(parts)}. Where the variance is large that proves little: the exact test does."
     )
 
 

@@ -238,6 +238,11 @@ def measurements(algo: str, args: Args) -> dict[str, Callable[[], float]]:
         plans[f"{peer}, its defaults"] = functools.partial(sb3, algo, args.env_id)
         if algo == "ppo_continuous":
             plans[f"{peer}, our minibatch size"] = functools.partial(sb3, algo, args.env_id, batch_size=128)
+        elif algo == "a2c":
+            plans[f"{peer}, our rollout length"] = functools.partial(sb3, algo, args.env_id, n_steps=64)
+        elif algo == "trpo":
+            ours_too = {"batch_size": 256, "n_critic_updates": 5, "cg_max_steps": 10}
+            plans[f"{peer}, our number of steps"] = functools.partial(sb3, algo, args.env_id, **ours_too)
     if algo in OFF_POLICY and args.device == "cpu":
         plans[MATRIX] = matrix_rate
     peer = (algo, args.env_id, args.device)

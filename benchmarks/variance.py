@@ -84,7 +84,7 @@ def gradient(script, agent, rollout, average, args) -> torch.Tensor:
     """The estimate of the policy gradient from one batch, as one vector; divided by episodes, not by rows."""
     stats = {name: tensor.clone() for name, tensor in agent.return_stats.state_dict().items()}
     batch = script.compute_targets(agent, rollout, torch.zeros(1, args.num_envs), average, args)
-    agent.return_stats.load_state_dict(stats)  # one scale of the rewards for all batches
+    agent.return_stats.load_state_dict(stats)  # no batch leaves a trace in the next one's scale
     log_probs = script.log_prob(batch["actions"], agent.policy(batch["obs"]))
     loss = script.policy_loss(log_probs, batch["weights"], batch["valid"]) * len(rollout["rewards"])
     return -torch.cat([g.flatten() for g in torch.autograd.grad(loss.sum(), list(agent.actor.parameters()))])

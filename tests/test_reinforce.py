@@ -308,6 +308,25 @@ def test_seeds_together_equal_seeds_alone_and_share_no_nan(reinforce, baseline):
                 assert torch.equal(ours[k], dirty_agent.state_dict()[name][k])
 
 
+@pytest.mark.parametrize("baseline", ["none", "mean"])
+def test_a_value_function_that_is_not_used_does_not_touch_the_policys_step(reinforce, baseline):
+    """The gradient is clipped to a norm: a critic with large errors must not take its share of it."""
+    steps = []
+    for scale in (1.0, 1000.0):
+        agent, rollout, args = tabular(reinforce, baseline=baseline, max_grad_norm=0.01)
+        with torch.no_grad():
+            agent.critic[-1].bias.add_(scale)
+        before = [parameter.clone() for parameter in agent.actor.parameters()]
+        optimizer = torch.optim.SGD(agent.parameters(), 1.0)
+        average = torch.zeros(1, 2).double()
+        reinforce.update(agent, optimizer, rollout, torch.zeros(1, args.num_envs).double(), average, args)
+        steps.append([new - old for new, old in zip(agent.actor.parameters(), before, strict=True)])
+    norm = sum(step.square().sum() for step in steps[0]).sqrt().item()
+    assert norm == pytest.approx(0.01, rel=1e-4)
+    for one, other in zip(*steps, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 def test_bad_baselines_are_refused(reinforce, quick, capsys):
     for changes, expected in (({"baseline": "median"}, "median"), ({"reward_to_go": False}, "whole episodes")):
         with pytest.raises(SystemExit) as stop:

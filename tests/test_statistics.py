@@ -149,7 +149,7 @@ def test_the_table_by_hand(tmp_path):
     assert ant == "| Ant-v4 | 3,000 (3,258) |"
     assert other == "| NotPublished-v4 | 1.5 ± 6.4 (none) |"
     assert walker == f"| Walker2d-v4 | **3,700** ± {half:.0f} (3,510) |"
-    assert note.endswith("1 of 2 are beaten (bold); not: ppo_continuous on Ant-v4.")
+    assert note.endswith("1 of 2 are beaten (bold), 0 of them with p < 0.05 (below); not: ppo_continuous on Ant-v4.")
 
 
 def test_shorter_runs_tell_when_every_seed_has_solved_the_task(tmp_path):
@@ -218,6 +218,18 @@ def test_a_comparison_says_what_weakens_it(tmp_path):
         assert warning in text, warning
     write_run(tmp_path / "one", 1, 5.0)
     assert "Nothing can be said" in compare(tmp_path / "A", tmp_path / "one")
+
+
+def test_whole_episodes_end_before_the_last_step(tmp_path):
+    """REINFORCE's batches of whole episodes have lengths of their own: a run ends where another might not fit."""
+    whole = {"baseline": "none", "num_envs": 2, "horizon": 100, "total_timesteps": 1000}
+    for folder, steps in (("A", 801), ("B", 950), ("cut", 800)):
+        for seed in (1, 2):
+            path = write_run(tmp_path / folder, seed, 100.0 * seed, steps=steps, **whole) / "config.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"trained_timesteps": 1000}))
+    assert "left out" not in compare(tmp_path / "A", tmp_path / "B")
+    with pytest.raises(ValueError, match="B: left out, because unfinished"):
+        compare(tmp_path / "A", tmp_path / "cut")
 
 
 def test_gathered_results_are_compared_over_their_tasks(tmp_path):
