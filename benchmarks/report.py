@@ -226,8 +226,8 @@ def png(figure: plt.Figure) -> bytes:
 def overview(results: dict[str, dict[str, dict]]) -> bytes:
     """Deterministic evaluation return against environment steps, all algorithms of a task in one panel."""
     tasks = sorted({task for cells in results.values() for task in cells})
-    columns = min(5, len(tasks))
-    rows = -(-len(tasks) // columns)
+    rows = -(-len(tasks) // 5)
+    columns = -(-len(tasks) // rows)
     figure, axes = plt.subplots(
         rows, columns, figsize=(2.6 * columns, 2.5 * rows + 0.3), layout="constrained", squeeze=False
     )
