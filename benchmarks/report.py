@@ -270,13 +270,18 @@ def clock(results: dict[str, dict[str, dict]], folder: Path) -> bytes | None:
     return png(figure)
 
 
+def over_seeds(seeds: dict[int, dict[str, np.ndarray]], column: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rows in which all seeds have a value, and there their mean and the half width of its interval."""
+    values = np.array([columns[column] for columns in seeds.values()])
+    known = ~np.isnan(values).any(axis=0)
+    values = values[:, known]
+    return known, values.mean(axis=0), np.array([stats.student_interval(row) for row in values.T])
+
+
 def evaluation_curve(axis: plt.Axes, seeds: dict[int, dict[str, np.ndarray]], scale: float, **line: str) -> None:
-    """Mean over seeds and its interval, where all of them were evaluated; the steps times `scale` go to the right."""
+    """Deterministic evaluations; the steps times `scale` go to the right."""
     steps = next(iter(seeds.values()))["global_step"] * scale
-    evaluated = np.array([columns["eval_return"] for columns in seeds.values()])
-    marks = ~np.isnan(evaluated).any(axis=0)
-    mean = evaluated[:, marks].mean(axis=0)
-    half = np.array([stats.student_interval(column) for column in evaluated[:, marks].T])
+    marks, mean, half = over_seeds(seeds, "eval_return")
     axis.plot(steps[marks], mean, lw=1.5, marker="o", ms=2.5, **line)
     axis.fill_between(steps[marks], mean - half, mean + half, color=line["color"], alpha=0.15, lw=0)
 
@@ -313,26 +318,17 @@ def curves(algo: str, tasks: dict[str, dict]) -> bytes:
     bar = published()
     for axis, (task, seeds) in zip(axes[0], tasks.items(), strict=True):
         steps = next(iter(seeds.values()))["global_step"] / 1e6
-        training = np.array([columns["episodic_return"] for columns in seeds.values()])
-        full = ~np.isnan(training).any(axis=0)
-        mean = training[:, full].mean(axis=0)
-        half = np.array([stats.student_interval(column) for column in training[:, full].T])
+        full, mean, half = over_seeds(seeds, "episodic_return")
         axis.plot(steps[full], mean, color="C0", lw=1.5, label="training, sampled actions")
         axis.fill_between(steps[full], mean - half, mean + half, color="C0", alpha=0.2, lw=0)
-        evaluated = np.array([columns["eval_return"] for columns in seeds.values()])
-        marks = ~np.isnan(evaluated).any(axis=0)
-        half = [stats.student_interval(column) for column in evaluated[:, marks].T]
-        axis.errorbar(
-            steps[marks], evaluated[:, marks].mean(axis=0), half, fmt="o", ms=3, lw=1, color="C1",
-            label="evaluation, deterministic",
-        )  # fmt: skip
+        marks, mean, half = over_seeds(seeds, "eval_return")
+        label = "evaluation, deterministic"
+        axis.errorbar(steps[marks], mean, half, fmt="o", ms=3, lw=1, color="C1", label=label)
         if (target := bar.get((PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0]))) is not None:
             axis.axhline(target, color="0.4", ls="--", lw=1, label="best published mean at 1M")
         axis.set_title(task, fontsize=10)
         axis.set_xlabel("million steps per seed", fontsize=9)
-        axis.tick_params(labelsize=8)
-        axis.set_ylim(bottom=min(0, np.nanmin(mean)))
-        axis.spines[["top", "right"]].set_visible(False)
+        style(axis)
     axes[0, 0].set_ylabel("return", fontsize=9)
     axes[0, 0].legend(fontsize=7, loc="upper left", frameon=False)
     return png(figure)
