@@ -32,8 +32,7 @@ Details that matter:
     the simulator, while the log-probability is that of the action before clipping.
  6. Advantages are normalised once per iteration over the seed's whole batch, reset rows left out.
  7. Orthogonal initialisation (gain sqrt 2, the policy's last layer 0.01), state-independent standard deviation, Adam
-    with epsilon 1e-5, learning rates annealed linearly to 0, gradient norm clipped. The critic's rate is some
-    three times the actor's: with equal rates HalfCheetah learns too slowly, or else walkers fall.
+    with epsilon 1e-5, learning rate annealed linearly to 0, gradient norm clipped.
  8. The standard deviation has a floor. Where a task is all but solved, advantages are mostly the critic's error, and
     the gradient of the mean grows like 1 / sigma: without a floor such noise undoes a perfect policy.
  9. Under torchrun every rank steps num_envs environments of its own per seed, and every update is that of the union of
@@ -99,9 +98,8 @@ class Args:
 
     # Algorithm
     num_steps: int = 32  # steps of each environment per iteration (T)
-    learning_rate: float = 3e-4  # of the actor's Adam, at the start
-    critic_learning_rate: float = 1e-3  # of the critic's
-    anneal_lr: bool = True  # let the learning rates fall linearly to 0
+    learning_rate: float = 5e-4  # of Adam, at the start
+    anneal_lr: bool = True  # let the learning rate fall linearly to 0
     gamma: float = 0.99  # discount factor
     gae_lambda: float = 0.95  # of generalised advantage estimation: 0 is the TD error, 1 the n-step return
     update_epochs: int = 10  # passes over the batch per iteration
@@ -116,7 +114,7 @@ class Args:
     max_grad_norm: float = 0.5  # norm to which each seed's gradient is clipped
     hidden_size: int = 64  # units in each of the two hidden layers
     log_std_init: float = -0.5  # logarithm of the first standard deviation, in units of half the action range
-    log_std_min: float = -1.5  # floor of that logarithm
+    log_std_min: float = -2.0  # floor of that logarithm
 
     # Speed
     env_threads: int = 0  # threads of EnvPool; 0 is one per core
@@ -414,7 +412,7 @@ def update_minibatch(
     clipfrac = masked_mean(((ratio - 1).abs() > args.clip_coef).float(), valid)
     terms = {"policy_loss": policy_loss, "value_loss": v_loss, "entropy": entropy, "clipfrac": clipfrac}
     terms = {name: term.detach() for name, term in terms.items()}
-    parameters = list(agent.parameters())
+    parameters = optimizer.param_groups[0]["params"]
     average_over_ranks([*(parameter.grad for parameter in parameters), *terms.values()], valid)
     terms["grad_norm"] = clip_grad_norm(parameters, args.max_grad_norm)
     optimizer.step()
@@ -470,11 +468,8 @@ def train(args: Args) -> list[Path]:
     check_spaces(envs, args, gymnasium.spaces.Box)
     action_shape = envs.single_action_space.shape
     agent = Agent(envs.single_observation_space, envs.single_action_space, args).to(device)
-    # Tensors: a graph would keep a number for ever
-    learning_rate, critic_rate = torch.tensor([args.learning_rate, args.critic_learning_rate], device=device)
-    groups = [{"params": [*agent.actor.parameters(), agent.log_std]}]
-    groups += [{"params": list(agent.critic.parameters()), "lr": critic_rate}]
-    optimizer = torch.optim.Adam(groups, learning_rate, eps=1e-5, fused=True, capturable=on_cuda)
+    learning_rate = torch.tensor(args.learning_rate, device=device)  # a tensor: a graph would keep a number for ever
+    optimizer = torch.optim.Adam(agent.parameters(), learning_rate, eps=1e-5, fused=True, capturable=on_cuda)
     kl_coef = torch.full((S,), args.kl_coef or 0.0, device=device)
     state = agent.state_dict() | optimizer_state(optimizer, "adam") | {"kl_coef": kl_coef}  # all that training changes
     if saved:
@@ -549,9 +544,7 @@ def train(args: Args) -> list[Path]:
                 rollout[name].copy_(tensor, non_blocking=True)
 
             # Advantages once, then several passes over the batch
-            remaining = 1 - step / last if args.anneal_lr else 1
-            learning_rate.fill_(args.learning_rate * remaining)
-            critic_rate.fill_(args.critic_learning_rate * remaining)
+            learning_rate.fill_(args.learning_rate * (1 - step / last if args.anneal_lr else 1))
             prepare()
             for _ in range(args.update_epochs):
                 update_epoch()
@@ -1020,9 +1013,8 @@ def capture(function: Callable[[], None], state: dict[str, Tensor], args: Args, 
 def optimizer_state(optimizer: torch.optim.Optimizer, name: str) -> dict[str, Tensor]:
     """The optimiser's tensors by name. A step with zero gradients, which moves nothing, makes them now: graphs and
     checkpoints refer to them before the first real step."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
     state = {f"{name}.{i}.{key}": t for i, own in enumerate(optimizer.state.values()) for key, t in own.items()}
