@@ -116,7 +116,7 @@ class Args:
         check_ranges(self)
         if self.num_envs > self.buffer_size:
             refuse(f"a replay of {self.buffer_size} transitions does not hold a step of {self.num_envs} environments")
-        if self.total_timesteps <= self.learning_starts:
+        if self.trained_timesteps < self.learning_starts + self.num_envs:  # the last step comes before its updates
             refuse(f"total_timesteps = {self.total_timesteps}: nothing is learned up to learning_starts")
 
     @property
@@ -305,6 +305,8 @@ def train(args: Args) -> list[Path]:
         restore(state, saved["state"])
         if start and step < last:
             print(f"without --save-replay, {args.learning_starts} steps refill the replay before learning goes on")
+    # Refilling is the policy's part, unless it has never been updated
+    random_until = args.learning_starts + (start if start <= args.learning_starts else 0)
     failed = diverged(agent)
     log = RunLog(args, device, folders or claim_folders(args), saved)
 
@@ -347,7 +349,7 @@ def train(args: Args) -> list[Path]:
         while step < last and len(failed) < S:
             # Act; while the simulator runs, a GPU learns
             obs_in.copy_(torch.from_numpy(next_obs))
-            act_randomly() if step < args.learning_starts else act()
+            act_randomly() if step < random_until else act()
             if on_cuda:
                 torch.cuda.current_stream(device).synchronize()
             env_actions = np.nan_to_num(action_out.numpy())  # a NaN would stay in the simulator for good
@@ -482,7 +484,7 @@ def task_settings(env_id: str, env_kwargs: dict[str, str]) -> dict[str, Any]:
 
 def make_envs(args: Args, env_seeds: list[int], render_mode: str | None = None) -> Any:
     """One pool with an environment per seed given. This is the function to replace for a task of your own: any
-    gymnasium.vector.VectorEnv that resets on the next step, which is Gymnasium's default, will do."""
+    gymnasium.vector.VectorEnv whose episodes end, and that resets on the next step, Gymnasium's default, will do."""
     settings = task_settings(args.env_id, args.env_kwargs)
     threads = min(args.env_threads or os.cpu_count() or 1, len(env_seeds))
     pool = {"num_envs": len(env_seeds), "num_threads": threads, "env_seed": env_seeds, "render_mode": render_mode}
@@ -847,7 +849,9 @@ def main() -> None:
     try:
         evaluate_saved(args) if args.evaluate else train(args)
     except (OSError, MemoryError, RuntimeError) as error:
-        if type(error) is RuntimeError and not any(word in str(error) for word in ("allocate", "size calculation")):
+        words = ("allocate", "size calculation")
+        too_little = isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+        if isinstance(error, RuntimeError) and not too_little:
             raise
         refuse(f"the machine cannot do it: {first_line(error)}")
 

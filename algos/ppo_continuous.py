@@ -39,7 +39,7 @@ Details that matter:
     their rows: what is summed over rows is summed over ranks. So the ranks' agents stay bit-identical, and their steps
     count together: global_step grows by num_envs * num_steps * ranks per iteration. Rank 0 evaluates and writes; the
     episodic return and length that it logs are those of its own environments.
-Deviations from the paper: 6 to 8, reward normalisation, and a value loss of its own network with optional clipping.
+Deviations from the paper: 4, 6 to 8, and the optional clipping of the value.
 """
 
 import contextlib
@@ -101,7 +101,7 @@ class Args:
     learning_rate: float = 5e-4  # of Adam, at the start
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     gamma: float = 0.99  # discount factor
-    gae_lambda: float = 0.95  # of generalised advantage estimation: 0 is the TD error, 1 the n-step return
+    gae_lambda: float = 0.95  # of generalised advantage estimation: 0 is the TD error, 1 the n-step advantage
     update_epochs: int = 10  # passes over the batch per iteration
     num_minibatches: int = 16  # minibatches per pass
     norm_adv: bool = True  # normalise advantages
@@ -666,7 +666,7 @@ def task_settings(env_id: str, env_kwargs: dict[str, str]) -> dict[str, Any]:
 
 def make_envs(args: Args, env_seeds: list[int], render_mode: str | None = None) -> Any:
     """One pool with an environment per seed given. This is the function to replace for a task of your own: any
-    gymnasium.vector.VectorEnv that resets on the next step, which is Gymnasium's default, will do."""
+    gymnasium.vector.VectorEnv whose episodes end, and that resets on the next step, Gymnasium's default, will do."""
     settings = task_settings(args.env_id, args.env_kwargs)
     threads = min(args.env_threads or os.cpu_count() or 1, len(env_seeds))
     pool = {"num_envs": len(env_seeds), "num_threads": threads, "env_seed": env_seeds, "render_mode": render_mode}
@@ -1031,7 +1031,9 @@ def main() -> None:
     try:
         evaluate_saved(args) if args.evaluate else train(args)
     except (OSError, MemoryError, RuntimeError) as error:
-        if type(error) is RuntimeError and not any(word in str(error) for word in ("allocate", "size calculation")):
+        words = ("allocate", "size calculation")
+        too_little = isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+        if isinstance(error, RuntimeError) and not too_little:
             raise
         refuse(f"the machine cannot do it: {first_line(error)}")
 

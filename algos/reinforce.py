@@ -21,7 +21,8 @@ Baselines, and the bias of each:
     none, mean   Whole episodes: every environment starts anew, contributes its first episode of the batch and nothing
                  after it, for a second one would favour short ones. Nothing is bootstrapped. The average is older than
                  the batch; its own batch's would depend on the actions that it judges. No bias but that of detail 1,
-                 and what detail 6 does to rewards: their scale has seen the batch, and they are clipped.
+                 and what detail 6 does to rewards: their scale has seen the batch, and they are clipped. (Clipping the
+                 gradient's norm comes after that.)
     value        Environments go on from batch to batch. What lies behind the end of a batch, and behind a time limit,
                  is replaced by V, whose error is the bias. This is `a2c.py --gae-lambda 1` with rarer, larger batches,
                  which Sutton and Barto (2018, chapter 13) would call actor-critic.
@@ -147,7 +148,7 @@ class Args:
 
     @property
     def trained_timesteps(self) -> int:
-        """A last partial rollout is not run."""
+        """A last partial rollout is not run. Whole episodes end sooner, where another longest batch might not fit."""
         return self.total_timesteps // self.batch_size * self.batch_size
 
 
@@ -373,6 +374,7 @@ def compute_targets(
     return batch | {"valid": valid}
 
 
+# With baseline none or mean V is not trained, and what is said of it means nothing
 LOSSES = ("policy_loss", "value_loss", "entropy", "grad_norm", "explained_variance")
 
 
@@ -397,9 +399,10 @@ def update(
     error = returns - agent.critic(batch["obs"]).squeeze(-1)
     v_loss = 0.5 * masked_mean(error.square(), valid)
     vf_coef = args.vf_coef if args.baseline == "value" else 0.0  # V, unused, would take its share of the clipped norm
-    policy_entropy = masked_mean(entropy(policy), valid)
+    policy_entropy = entropy(policy)
+    bonus = -policy_loss(policy_entropy, torch.ones_like(returns), valid)  # the same constant divides it
     optimizer.zero_grad()
-    (p_loss + vf_coef * v_loss - args.ent_coef * policy_entropy).sum().backward()
+    (p_loss + vf_coef * v_loss - args.ent_coef * bonus).sum().backward()
     grad_norm = clip_grad_norm(optimizer.param_groups[0]["params"], args.max_grad_norm)
     optimizer.step()
     if not agent.discrete:
@@ -407,7 +410,7 @@ def update(
             agent.log_std.clamp_(min=args.log_std_min)
     agent.obs_stats.update(seeds_first(rollout["obs"][:-1]), valid)
     explained = 1 - masked_var(error.detach(), valid) / masked_var(returns, valid).clamp(min=1e-8)
-    terms = (p_loss, v_loss, policy_entropy, grad_norm, explained)
+    terms = (p_loss, v_loss, masked_mean(policy_entropy, valid), grad_norm, explained)
     return {name: term.detach() for name, term in zip(LOSSES, terms, strict=True)}
 
 
@@ -614,7 +617,7 @@ def task_settings(env_id: str, env_kwargs: dict[str, str]) -> dict[str, Any]:
 
 def make_envs(args: Args, env_seeds: list[int], render_mode: str | None = None) -> Any:
     """One pool with an environment per seed given. This is the function to replace for a task of your own: any
-    gymnasium.vector.VectorEnv that resets on the next step, which is Gymnasium's default, will do."""
+    gymnasium.vector.VectorEnv whose episodes end, and that resets on the next step, Gymnasium's default, will do."""
     settings = task_settings(args.env_id, args.env_kwargs)
     threads = min(args.env_threads or os.cpu_count() or 1, len(env_seeds))
     pool = {"num_envs": len(env_seeds), "num_threads": threads, "env_seed": env_seeds, "render_mode": render_mode}
@@ -979,7 +982,9 @@ def main() -> None:
     try:
         evaluate_saved(args) if args.evaluate else train(args)
     except (OSError, MemoryError, RuntimeError) as error:
-        if type(error) is RuntimeError and not any(word in str(error) for word in ("allocate", "size calculation")):
+        words = ("allocate", "size calculation")
+        too_little = isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+        if isinstance(error, RuntimeError) and not too_little:
             raise
         refuse(f"the machine cannot do it: {first_line(error)}")
 

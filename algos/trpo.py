@@ -701,7 +701,7 @@ def task_settings(env_id: str, env_kwargs: dict[str, str]) -> dict[str, Any]:
 
 def make_envs(args: Args, env_seeds: list[int], render_mode: str | None = None) -> Any:
     """One pool with an environment per seed given. This is the function to replace for a task of your own: any
-    gymnasium.vector.VectorEnv that resets on the next step, which is Gymnasium's default, will do."""
+    gymnasium.vector.VectorEnv whose episodes end, and that resets on the next step, Gymnasium's default, will do."""
     settings = task_settings(args.env_id, args.env_kwargs)
     threads = min(args.env_threads or os.cpu_count() or 1, len(env_seeds))
     pool = {"num_envs": len(env_seeds), "num_threads": threads, "env_seed": env_seeds, "render_mode": render_mode}
@@ -1066,7 +1066,9 @@ def main() -> None:
     try:
         evaluate_saved(args) if args.evaluate else train(args)
     except (OSError, MemoryError, RuntimeError) as error:
-        if type(error) is RuntimeError and not any(word in str(error) for word in ("allocate", "size calculation")):
+        words = ("allocate", "size calculation")
+        too_little = isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+        if isinstance(error, RuntimeError) and not too_little:
             raise
         refuse(f"the machine cannot do it: {first_line(error)}")
 

@@ -393,8 +393,8 @@ def speed(folder: Path) -> str:
     results = [json.loads(path.read_text()) for path in paths if path.exists()]
     if not results:
         return "Not measured yet."
-    columns = ["", "seeds", "steps per second", "range", "of EnvPool alone", "simulator, policy, update", "peer"]
-    lines = ["| " + " | ".join([*columns, "times peer"]) + " |", "|---|---:|---:|---:|---:|---|---|---:|"]
+    columns = ["", "seeds", "steps per second", "of EnvPool alone", "simulator, policy, update", "peer"]
+    lines = ["| " + " | ".join([*columns, "times peer"]) + " |", "|---|---:|---:|---:|---|---|---:|"]
     for result in results:
         algo, rates = result["algo"], result["steps_per_second"]
         peers = list(result["times_peer"])
@@ -406,7 +406,8 @@ def speed(folder: Path) -> str:
                 parts[kind if kind in parts else "update"] += part["share"]
             parts.pop("training")  # the whole
             cells = [algo, seeds.split()[0], f"{rates[f'{algo}, {seeds}']['median']:,.0f}"]
-            cells += [f"{min(each):,.0f} to {max(each):,.0f}", f"{share:.0%}"]
+            cells[-1] += f" ({min(each):,.0f} to {max(each):,.0f})" * (len(each) > 1)
+            cells.append(f"{share:.0%}")
             cells.append(", ".join(f"{part:.0%}" for part in parts.values()))
             cells.append("<br>".join(f"{peer}: {rates[peer]['median']:,.0f}" for peer in peers))
             cells.append("<br>".join(f"{result['times_peer'][peer][seeds]:.1f}" for peer in peers))

@@ -18,6 +18,7 @@ is started again, from its last checkpoint where its disk is still there. Result
 import csv
 import hashlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from reading import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 MUJOCO_TASKS = ("Walker2d-v4", "HalfCheetah-v4", "Hopper-v4", "Ant-v4", "InvertedDoublePendulum-v4")
+MUJOCO_TASKS += ("InvertedPendulum-v4", "Reacher-v4", "Swimmer-v4")
 
 
 @dataclass
@@ -192,9 +194,12 @@ def digest(script: Path) -> str:
 
 
 def is_complete(job: Job) -> bool:
-    """Whether this very command's result is there. A changed script does not count: report.py tells what is stale."""
+    """Whether this very command's result is there, with any number of threads. A changed script does not count:
+    report.py tells what is stale."""
     path = job.result / "run.json"
-    return path.exists() and json.loads(path.read_text())["command"] == "python " + " ".join(job.command)
+    commands = ["python " + " ".join(job.command), json.loads(path.read_text())["command"] if path.exists() else ""]
+    commands = [re.sub(r" --(env|torch)[-_]threads[ =]\d+", "", command) for command in commands]
+    return commands[0] == commands[1]
 
 
 def fingerprint_or_none(script: Path) -> dict[str, float] | None:

@@ -113,7 +113,7 @@ def ours(algo: str, env_id: str, device: str, num_seeds: int, *flags: str) -> fl
     return statistics.median(float(row["steps_per_second"]) for row in rows[len(rows) // 5 :])
 
 
-def sb3(algo: str, env_id: str, goal: float | None = None, **extra: int) -> float:
+def sb3(algo: str, env_id: str, goal: float | None = None, **extra: Any) -> float:
     """Stable-Baselines3's implementation (sb3-contrib's of TRPO) with its default arguments, unless `extra` says
     otherwise: on-policy with 8 environments, observations and rewards normalised as its zoo does for MuJoCo.
 
@@ -243,6 +243,9 @@ def measurements(algo: str, args: Args) -> dict[str, Callable[[], float]]:
         elif algo == "trpo":
             ours_too = {"batch_size": 256, "n_critic_updates": 5, "cg_max_steps": 10}
             plans[f"{peer}, our number of steps"] = functools.partial(sb3, algo, args.env_id, **ours_too)
+        elif algo == "ddpg":
+            ours_too = {"policy_kwargs": {"net_arch": [256, 256]}}
+            plans[f"{peer}, our networks"] = functools.partial(sb3, algo, args.env_id, **ours_too)
     if algo in OFF_POLICY and args.device == "cpu":
         plans[MATRIX] = matrix_rate
     peer = (algo, args.env_id, args.device)

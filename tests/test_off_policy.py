@@ -392,6 +392,38 @@ def test_resuming_with_and_without_the_replay(off_policy, small, monkeypatch, ca
             check_rows(off_policy, after["replay.rows"][0, : int(before["replay.count"])], 0, 3)
 
 
+def test_resuming_before_anything_was_learned_acts_randomly_until_it_is(off_policy, small, monkeypatch):
+    monkeypatch.setattr(off_policy, "make_envs", counting_envs)
+    policy = off_policy.Agent.noisy_action
+    used = []  # the steps of the optimisers each time that the policy is asked
+
+    def noisy_action(agent, obs):
+        used.append(obs.shape[1])
+        return policy(agent, obs)
+
+    monkeypatch.setattr(off_policy.Agent, "noisy_action", noisy_action)
+    monkeypatch.setattr(off_policy, "capture", lambda function, *rest: function)  # which would call it to warm up
+    args = small | {"save_replay": False, "num_evaluations": 0, "final_eval_episodes": 1}
+    (folder,) = off_policy.train(off_policy.Args(total_timesteps=60, **args))
+    used.clear()
+    saved = torch.load(folder / "checkpoint.pt", weights_only=True)
+    saved["global_step"] = 15
+    torch.save(saved, folder / "checkpoint.pt")
+    off_policy.train(off_policy.Args(total_timesteps=60, resume=str(folder), **args))
+    assert used.count(3) == (60 - 15 - 30) // 3  # in a step of 3 environments; batches have 8 rows
+
+
+@pytest.mark.parametrize(("total", "enough"), [(30, False), (32, False), (33, True)])
+def test_a_run_that_would_learn_nothing_is_refused(off_policy, small, total, enough, capsys):
+    if enough:
+        off_policy.Args(total_timesteps=total, **small)
+        return
+    with pytest.raises(SystemExit) as stop:
+        off_policy.Args(total_timesteps=total, **small)
+    assert stop.value.code == 2
+    assert "nothing is learned" in capsys.readouterr().err
+
+
 def test_a_replay_too_small_for_a_step_is_refused(off_policy, capsys):
     with pytest.raises(SystemExit) as stop:
         off_policy.Args(num_envs=20, buffer_size=10)

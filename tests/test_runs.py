@@ -384,3 +384,27 @@ def test_a_copy_of_one_file_runs_elsewhere(script, quick, tmp_path):
     assert "__mine__" in folder.name
     assert json.loads((folder / "config.json").read_text())["git_commit"] is None
     assert ROOT not in folder.parents
+
+
+@pytest.mark.parametrize(
+    ("error", "refused"),
+    [
+        (OSError(28, "No space left on device"), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("shapes cannot be multiplied"), False),
+        (NotImplementedError("a kernel that is not there"), False),
+        (RecursionError("a fault of the script"), False),
+    ],
+)
+def test_only_what_the_machine_lacks_is_put_in_one_line(script, monkeypatch, capsys, error, refused):
+    def fail(args):
+        raise error
+
+    monkeypatch.setattr(script, "train", fail)
+    monkeypatch.setattr(sys, "argv", ["script"])
+    with pytest.raises(SystemExit if refused else type(error)) as raised:
+        script.main()
+    if refused:
+        assert raised.value.code == 2
+        assert "the machine cannot do it" in capsys.readouterr().err
