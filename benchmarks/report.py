@@ -347,7 +347,7 @@ def behaviours(folder: Path) -> str:
         name = path.stem.partition("_")[2].replace("_", " ")
         header, line = f"{header} {name} |", line + "---|"
         rows[0] += f" `{settings}` |" if settings else " none |"
-        rows[1] += f" {columns['x_velocity'].mean():.2f} m/s |"
+        rows[1] += f" {columns['x_velocity'].mean().round(2) + 0.0:.2f} m/s |"
         rows[2] += f" {columns['squared_action'].mean():.3f} |"
         rows[3] += f" ![{name}](benchmarks/figures/{path.stem}.gif) |"
     return "\n".join([header, line, *rows])
