@@ -27,7 +27,8 @@ def test_ppo_with_the_kl_penalty_balances_the_pendulum(ppo, tmp_path):
     assert min(returns) > 900
 
 
-SMALL = {"num_envs": 4, "learning_starts": 1000, "learning_rate": 1e-3, "hidden_size": 64}
+# One thread: pytest's other processes want the cores as well
+SMALL = {"torch_threads": 1, "num_envs": 4, "learning_starts": 1000, "learning_rate": 1e-3, "hidden_size": 64}
 
 
 @pytest.mark.parametrize("stem", ["ddpg", "sac"])
