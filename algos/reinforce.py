@@ -20,9 +20,9 @@ of an expected return needs no model of the task: that of a probability is the p
 Baselines, and the bias of each:
     none, mean   Whole episodes: every environment starts anew, contributes its first episode of the batch and nothing
                  after it, for a second one would favour short ones. Nothing is bootstrapped. The average is older than
-                 the batch; its own batch's would depend on the actions that it judges. No bias but that of detail 1,
-                 and what detail 6 does to rewards: their scale has seen the batch, and they are clipped. (Clipping the
-                 gradient's norm comes after that.)
+                 the batch; its own batch's would depend on the actions that it judges. Before its norm is clipped, the
+                 gradient has no bias but that of detail 1, and what detail 6 does to rewards: their scale has seen the
+                 batch, and they are clipped.
     value        Environments go on from batch to batch. What lies behind the end of a batch, and behind a time limit,
                  is replaced by V, whose error is the bias. This is `a2c.py --gae-lambda 1` with rarer, larger batches,
                  which Sutton and Barto (2018, chapter 13) would call actor-critic.

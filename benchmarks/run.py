@@ -32,8 +32,16 @@ from fingerprint import fingerprint
 from reading import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
-MUJOCO_TASKS = ("Walker2d-v4", "HalfCheetah-v4", "Hopper-v4", "Ant-v4", "InvertedDoublePendulum-v4")
-MUJOCO_TASKS += ("InvertedPendulum-v4", "Reacher-v4", "Swimmer-v4")
+MUJOCO_TASKS = (
+    "Walker2d-v4",
+    "HalfCheetah-v4",
+    "Hopper-v4",
+    "Ant-v4",
+    "InvertedDoublePendulum-v4",
+    "InvertedPendulum-v4",
+    "Reacher-v4",
+    "Swimmer-v4",
+)
 
 
 @dataclass
@@ -194,12 +202,11 @@ def digest(script: Path) -> str:
 
 
 def is_complete(job: Job) -> bool:
-    """Whether this very command's result is there, with any number of threads. A changed script does not count:
-    report.py tells what is stale."""
-    path = job.result / "run.json"
-    commands = ["python " + " ".join(job.command), json.loads(path.read_text())["command"] if path.exists() else ""]
-    commands = [re.sub(r" --(env|torch)[-_]threads[ =]\d+", "", command) for command in commands]
-    return commands[0] == commands[1]
+    """Whether this very command's result is there. Threads do not make it another, nor does a changed script: report.py
+    tells what is stale."""
+    path, threads = job.result / "run.json", re.compile(r" --(env|torch)[-_]threads[ =]\d+")
+    wanted = threads.sub("", "python " + " ".join(job.command))
+    return path.exists() and threads.sub("", json.loads(path.read_text())["command"]) == wanted
 
 
 def fingerprint_or_none(script: Path) -> dict[str, float] | None:

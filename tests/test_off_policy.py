@@ -395,7 +395,7 @@ def test_resuming_with_and_without_the_replay(off_policy, small, monkeypatch, ca
 def test_resuming_before_anything_was_learned_acts_randomly_until_it_is(off_policy, small, monkeypatch):
     monkeypatch.setattr(off_policy, "make_envs", counting_envs)
     policy = off_policy.Agent.noisy_action
-    used = []  # the steps of the optimisers each time that the policy is asked
+    used = []  # rows of each call
 
     def noisy_action(agent, obs):
         used.append(obs.shape[1])

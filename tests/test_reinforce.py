@@ -327,6 +327,23 @@ def test_a_value_function_that_is_not_used_does_not_touch_the_policys_step(reinf
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
+def test_the_entropy_bonus_does_not_depend_on_the_length_of_episodes(reinforce):
+    """Without rewards the gradient is the bonus's. Rows behind the episodes' ends halve it, as they do the policy's."""
+    norms = []
+    for padding in (0, HORIZON):
+        agent, rollout, args = tabular(reinforce, baseline="none", ent_coef=1.0)
+        args.horizon += padding
+        for name, x in rollout.items():
+            rollout[name] = torch.cat([x, torch.zeros(padding, *x.shape[1:], dtype=x.dtype)])
+        rollout["rewards"].zero_()
+        optimizer = torch.optim.SGD(agent.parameters(), lr=0.0)
+        average = torch.zeros(1, 2).double()
+        terms = reinforce.update(agent, optimizer, rollout, torch.zeros(1, args.num_envs).double(), average, args)
+        norms.append(terms["grad_norm"].item())
+    assert norms[0] > 0
+    assert norms[1] == pytest.approx(norms[0] / 2)
+
+
 def test_bad_baselines_are_refused(reinforce, quick, capsys):
     for changes, expected in (({"baseline": "median"}, "median"), ({"reward_to_go": False}, "whole episodes")):
         with pytest.raises(SystemExit) as stop:
