@@ -7,9 +7,10 @@
 The idea: play a few steps in many environments at once, ask a learned value function how much better than expected they
 went, and take one gradient step that makes better-than-expected actions more likely. No replay, no second look.
 
-    grad J = E[ sum_t grad log pi(a_t|s_t) A_t ]                             policy gradient theorem, update
+    grad J = E[ sum_t gamma^t grad log pi(a_t|s_t) A_t ]                     policy gradient theorem
+           = E_{s, a ~ d}[ grad log pi(a|s) A ] / (1 - gamma)                d: discounted visits, update
     A_t = sum_l (gamma * lambda)^l delta_{t+l}, held constant                GAE, compute_gae
-        = r_t + gamma r_{t+1} + ... + gamma^n V(s_{t+n}) - V(s_t)            --gae-lambda 1: the n-step advantage
+        = r_t + gamma r_{t+1} + ... + gamma^n V(s_{t+n}) - V(s_t)            --gae-lambda 1: n steps, all that are left
     delta_t = r_t + gamma * (1 - terminated_t) * V(s_{t+1}) - V(s_t)         --gae-lambda 0: the TD error
     loss = -E[ log pi A ] + vf_coef * E[ (V - (A + V_old))^2 ] / 2 - ent_coef * E[ entropy ]
 
@@ -18,8 +19,9 @@ went, and take one gradient step that makes better-than-expected actions more li
     python algos/a2c.py --env-id Walker2d-v4 --gae-lambda 0 --num-steps 1                  # TD actor-critic
 
 A3C plays the environments in asynchronous workers, whose gradients arrive late; here they step together and one batch
-holds them all. The theorem weights the visits of step h by gamma^h; practice drops the weight, as this script does, and
-what is then followed is in general the gradient of no objective (Nota and Thomas, 2020, arXiv:1906.07073).
+holds them all; n counts to the end of the rollout or of the episode. The theorem weights step t by gamma^t, or
+draws states from d: each further step is played with probability gamma. Practice drops the weight, as this script does,
+and what is then followed is in general the gradient of no objective (Nota and Thomas, 2020, arXiv:1906.07073).
 
 Details that matter:
  1. Seed axis: every tensor of a network is [S, ...] and one batched product trains S independent agents. Losses are
@@ -36,8 +38,9 @@ Details that matter:
     sigma has a floor: the gradient of the mean grows like 1 / sigma, and where all advantages are noise, that undoes a
     perfect policy.
 Deviations from the paper: 5, the floor, orthogonal initialisation, separate networks without recurrence, a sigma that
-does not depend on the state, a clipped gradient norm, no entropy bonus, GAE, and Adam. Towards the paper lead
-`--gae-lambda 1 --num-steps 5 --optimizer rmsprop --ent-coef 1e-4`.
+does not depend on the state, a clipped gradient norm, no entropy bonus, GAE, and Adam. Closer to the paper is
+`--gae-lambda 1 --num-steps 5 --optimizer rmsprop --ent-coef 1e-4`, though PyTorch's RMSprop divides by sqrt(g) +
+epsilon, the paper's by sqrt(g + epsilon).
 """
 
 import contextlib
@@ -94,10 +97,10 @@ class Args:
     num_envs: int = 8  # environments per seed
 
     # Algorithm
-    num_steps: int = 64  # steps of each environment per iteration (n of the n-step advantage)
+    num_steps: int = 64  # steps of each environment per iteration (the largest n of the n-step advantage)
     learning_rate: float = 3e-3  # at the start
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
-    optimizer: str = "adam"  # adam, or rmsprop as in the paper
+    optimizer: str = "adam"  # adam, or rmsprop, nearly that of the paper
     gamma: float = 0.99  # discount factor
     gae_lambda: float = 0.98  # of generalised advantage estimation: 0 is the TD error, 1 the n-step advantage
     norm_adv: bool = False  # normalise advantages
@@ -112,7 +115,7 @@ class Args:
     env_threads: int = 0  # threads of EnvPool; 0 is one per core
     torch_threads: int = 1  # threads of torch on a CPU; 0 is one per core; more than are free slow everything down
     cuda_graphs: bool = True  # on CUDA, replay recorded graphs instead of launching kernel by kernel
-    compile: bool = False  # torch.compile the gradient step: up to a minute more at the start
+    compile: bool = False  # torch.compile the optimiser's gradient step: up to a minute more at the start
 
     # Output
     run_dir: str = "runs"  # parent folder of the run folders
@@ -487,7 +490,7 @@ def train(args: Args) -> list[Path]:
     if args.capture_video and step == last:
         capture_video(agent, args, log.folders)
     if failed:
-        print(f"diverged: seeds {', '.join(str(args.seed + k) for k in failed)}; their agent.pt is the last good one")
+        print(f"diverged: seeds {', '.join(str(args.seed + k) for k in failed)}; any agent.pt is the last good one")
     if step < last or failed:
         raise SystemExit(128 + signals[0] if signals else 1)
     return log.folders
@@ -529,6 +532,8 @@ def check_ranges(args: "Args") -> None:
         refuse(f"capture_video is gif or mp4, not {args.capture_video!r}")
     if args.capture_video and not HAS_EGL:
         refuse("capture_video needs the library libEGL.so.1 (Debian, Ubuntu: apt install libegl1)")
+    if getattr(args, "log_std_init", 0) < getattr(args, "log_std_min", -99):
+        refuse(f"log_std_init = {args.log_std_init} is below log_std_min = {args.log_std_min}")
     if args.trained_timesteps < 1:
         refuse(f"total_timesteps = {args.total_timesteps} is less than one rollout")
 
@@ -655,6 +660,10 @@ class RunLog:
             "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "device": str(device), "gpu": gpu},
             "git_commit": commit and commit.strip(),
         }
+        if saved and (earlier := folders[0] / "config.json").exists():
+            before = json.loads(earlier.read_text())
+            part = {key: before[key] for key in ("versions", "hardware", "git_commit")}
+            config["resumed"] = [*before.get("resumed", []), {"at_step": step, "before": part}]
         for k, folder in enumerate(folders):
             config["args"]["seed"] = args.seed + k
             with replacing(folder / "config.json") as path:
@@ -721,8 +730,9 @@ def save(path: Path, kind: str, **content: Any) -> None:
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
-def load(path: Path, kind: str, device: torch.device) -> dict[str, Any]:
-    """Read what `save` wrote. Only tensors and plain values are let in: a hostile file cannot run code."""
+def load(path: Path, kind: str, device: torch.device, optional: bool = False) -> dict[str, Any]:
+    """Read what `save` wrote; what another script wrote is refused or, if `optional`, empty. Only tensors and plain
+    values are let in: a hostile file cannot run code."""
     path = path / f"{kind}.pt" if path.is_dir() else path
     try:
         content = torch.load(path, map_location=device, weights_only=True)
@@ -730,6 +740,8 @@ def load(path: Path, kind: str, device: torch.device) -> dict[str, Any]:
     except Exception as error:  # missing, truncated, corrupt and foreign files fail in many ways
         refuse(f"{path} cannot be read as {kind}: {first_line(error)}")
     if found != f"{Path(__file__).stem} {kind}":
+        if optional:
+            return {}
         refuse(f"{path} is a {found}, not a {Path(__file__).stem} {kind}")
     return content
 
@@ -781,8 +793,8 @@ def find_checkpoint(args: Args, device: torch.device) -> tuple[list[Path], dict[
         found = Path(args.run_dir).glob(f"{glob.escape(name)}*/checkpoint.pt")
         candidates = sorted(found, key=lambda path: path.parent.name.rpartition("__")[2], reverse=True)
     for path in candidates:
-        saved = load(path, "checkpoint", device)
-        names = differences(saved)
+        saved = load(path, "checkpoint", device, optional=args.resume == "auto")
+        names = differences(saved) if saved else ["script"]
         if not names:
             first = path if path.is_dir() else path.parent
             return [first, *(first.parent / name for name in saved["folders"][1:])], saved
@@ -806,13 +818,14 @@ def claim_folders(args: Args) -> list[Path]:
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """In here, Ctrl-C and SIGTERM put their number into the list, for the loop to look at; a second one ends the
-    process as ever."""
+    """In here, Ctrl-C and SIGTERM put their number into the list, for the loop to look at. A third one ends the process
+    as ever: two come where a group of processes and then its parent's children are asked to end."""
     signals: list[int] = []
 
     def note(number: int, _: Any) -> None:
         signals.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        if len(signals) > 1:
+            signal.signal(number, signal.SIG_DFL)
 
     handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -28,9 +28,9 @@ Details that matter:
  5. Noise is normal, drawn anew for every environment and every dimension of the action, in units of half its range.
  6. The gradient runs from Q through the action into the policy; the critic's own weights get none of it.
  7. Observations and rewards are taken as they are.
-Deviations from the paper: uncorrelated noise in place of an Ornstein-Uhlenbeck process, random actions at first, the
-action enters the critic's first layer, 256 x 256 units, no batch normalisation, no weight decay, orthogonal
-initialisation, one learning rate, batches of 256, tau 0.005.
+Deviations from the paper: 4 (one environment and one update a step), uncorrelated noise in place of an
+Ornstein-Uhlenbeck process, random actions at first, the action enters the critic's first layer, 256 x 256 units, no
+batch normalisation, no weight decay, orthogonal initialisation, one learning rate, batches of 256, tau 0.005.
 """
 
 import contextlib
@@ -102,7 +102,7 @@ class Args:
     env_threads: int = 0  # threads of EnvPool; 0 is one per core
     torch_threads: int = 0  # threads of torch on a CPU; 0 is one per core; more than are free slow everything down
     cuda_graphs: bool = True  # on CUDA, replay recorded graphs instead of launching kernel by kernel
-    compile: bool = False  # torch.compile the gradient step: up to a minute more at the start
+    compile: bool = False  # torch.compile the optimiser's gradient step: up to a minute more at the start
 
     # Output
     run_dir: str = "runs"  # parent folder of the run folders
@@ -192,7 +192,7 @@ class Agent(nn.Module):
 
 
 def make_critic(agent: Agent, args: Args) -> nn.Sequential:
-    generators = [torch.Generator().manual_seed(2**32 + args.seed + k) for k in range(args.num_seeds)]
+    generators = [torch.Generator().manual_seed(args.seed + k) for k in range(args.num_seeds)]
     sizes = [agent.obs_dim + agent.action_dim, args.hidden_size, args.hidden_size, 1]
     return mlp(sizes, nn.ReLU, 1.0, generators).to(agent.device)
 
@@ -306,7 +306,7 @@ def train(args: Args) -> list[Path]:
         if start and step < last:
             print(f"without --save-replay, {args.learning_starts} steps refill the replay before learning goes on")
     # Refilling is the policy's part, unless it has never been updated
-    random_until = args.learning_starts + (start if start <= args.learning_starts else 0)
+    random_until = args.learning_starts + (0 if state["actor_adam.0.step"].any() else start)
     failed = diverged(agent)
     log = RunLog(args, device, folders or claim_folders(args), saved)
 
@@ -397,7 +397,7 @@ def train(args: Args) -> list[Path]:
     if args.capture_video and step == last:
         capture_video(agent, args, log.folders)
     if failed:
-        print(f"diverged: seeds {', '.join(str(args.seed + k) for k in failed)}; their agent.pt is the last good one")
+        print(f"diverged: seeds {', '.join(str(args.seed + k) for k in failed)}; any agent.pt is the last good one")
     if step < last or failed:
         raise SystemExit(128 + signals[0] if signals else 1)
     return log.folders
@@ -439,6 +439,8 @@ def check_ranges(args: "Args") -> None:
         refuse(f"capture_video is gif or mp4, not {args.capture_video!r}")
     if args.capture_video and not HAS_EGL:
         refuse("capture_video needs the library libEGL.so.1 (Debian, Ubuntu: apt install libegl1)")
+    if getattr(args, "log_std_init", 0) < getattr(args, "log_std_min", -99):
+        refuse(f"log_std_init = {args.log_std_init} is below log_std_min = {args.log_std_min}")
     if args.trained_timesteps < 1:
         refuse(f"total_timesteps = {args.total_timesteps} is less than one rollout")
 
@@ -565,6 +567,10 @@ class RunLog:
             "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "device": str(device), "gpu": gpu},
             "git_commit": commit and commit.strip(),
         }
+        if saved and (earlier := folders[0] / "config.json").exists():
+            before = json.loads(earlier.read_text())
+            part = {key: before[key] for key in ("versions", "hardware", "git_commit")}
+            config["resumed"] = [*before.get("resumed", []), {"at_step": step, "before": part}]
         for k, folder in enumerate(folders):
             config["args"]["seed"] = args.seed + k
             with replacing(folder / "config.json") as path:
@@ -631,8 +637,9 @@ def save(path: Path, kind: str, **content: Any) -> None:
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
-def load(path: Path, kind: str, device: torch.device) -> dict[str, Any]:
-    """Read what `save` wrote. Only tensors and plain values are let in: a hostile file cannot run code."""
+def load(path: Path, kind: str, device: torch.device, optional: bool = False) -> dict[str, Any]:
+    """Read what `save` wrote; what another script wrote is refused or, if `optional`, empty. Only tensors and plain
+    values are let in: a hostile file cannot run code."""
     path = path / f"{kind}.pt" if path.is_dir() else path
     try:
         content = torch.load(path, map_location=device, weights_only=True)
@@ -640,6 +647,8 @@ def load(path: Path, kind: str, device: torch.device) -> dict[str, Any]:
     except Exception as error:  # missing, truncated, corrupt and foreign files fail in many ways
         refuse(f"{path} cannot be read as {kind}: {first_line(error)}")
     if found != f"{Path(__file__).stem} {kind}":
+        if optional:
+            return {}
         refuse(f"{path} is a {found}, not a {Path(__file__).stem} {kind}")
     return content
 
@@ -691,8 +700,8 @@ def find_checkpoint(args: Args, device: torch.device) -> tuple[list[Path], dict[
         found = Path(args.run_dir).glob(f"{glob.escape(name)}*/checkpoint.pt")
         candidates = sorted(found, key=lambda path: path.parent.name.rpartition("__")[2], reverse=True)
     for path in candidates:
-        saved = load(path, "checkpoint", device)
-        names = differences(saved)
+        saved = load(path, "checkpoint", device, optional=args.resume == "auto")
+        names = differences(saved) if saved else ["script"]
         if not names:
             first = path if path.is_dir() else path.parent
             return [first, *(first.parent / name for name in saved["folders"][1:])], saved
@@ -716,13 +725,14 @@ def claim_folders(args: Args) -> list[Path]:
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """In here, Ctrl-C and SIGTERM put their number into the list, for the loop to look at; a second one ends the
-    process as ever."""
+    """In here, Ctrl-C and SIGTERM put their number into the list, for the loop to look at. A third one ends the process
+    as ever: two come where a group of processes and then its parent's children are asked to end."""
     signals: list[int] = []
 
     def note(number: int, _: Any) -> None:
         signals.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        if len(signals) > 1:
+            signal.signal(number, signal.SIG_DFL)
 
     handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

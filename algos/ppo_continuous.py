@@ -7,7 +7,8 @@
 The idea: collect a batch with the current policy, then climb the same batch for several epochs, while a clipped (or
 KL-penalised) importance ratio keeps the new policy near the one that acted.
 
-    ratio = pi(a|s) / pi_old(a|s)                                            importance sampling
+    E_pi[ A ] = E_old[ ratio * A ],  ratio = pi(a|s) / pi_old(a|s)           importance sampling, of actions; its
+                                                                             variance grows as pi leaves pi_old
     L_clip = E[ min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A) ]          eq. 7, policy_loss_clip
     L_kl = E[ ratio * A ] - kl_coef * E[ KL(pi_old, pi) ]                    eq. 8, policy_loss_kl (--kl-coef)
     A_t = sum_l (gamma * lambda)^l delta_{t+l}                               eq. 11, compute_gae
@@ -120,7 +121,7 @@ class Args:
     env_threads: int = 0  # threads of EnvPool; 0 is one per core
     torch_threads: int = 1  # threads of torch on a CPU; 0 is one per core; more than are free slow everything down
     cuda_graphs: bool = True  # on CUDA, replay recorded graphs instead of launching kernel by kernel
-    compile: bool = False  # torch.compile the gradient step: up to a minute more at the start
+    compile: bool = False  # torch.compile the optimiser's gradient step: up to a minute more at the start
     world_size: tyro.conf.Fixed[int] = int(os.environ.get("WORLD_SIZE", "1"))  # ranks; torchrun sets it
 
     # Output
@@ -576,7 +577,7 @@ def train(args: Args) -> list[Path]:
     if log and args.capture_video and step == last:
         capture_video(agent, args, log.folders)
     if log and failed:
-        print(f"diverged: seeds {', '.join(str(args.seed + k) for k in failed)}; their agent.pt is the last good one")
+        print(f"diverged: seeds {', '.join(str(args.seed + k) for k in failed)}; any agent.pt is the last good one")
     if args.world_size > 1:
         highest(0)  # a barrier: torchrun ends all ranks when one fails, and rank 0 may still have been writing
         dist.destroy_process_group()
@@ -621,6 +622,8 @@ def check_ranges(args: "Args") -> None:
         refuse(f"capture_video is gif or mp4, not {args.capture_video!r}")
     if args.capture_video and not HAS_EGL:
         refuse("capture_video needs the library libEGL.so.1 (Debian, Ubuntu: apt install libegl1)")
+    if getattr(args, "log_std_init", 0) < getattr(args, "log_std_min", -99):
+        refuse(f"log_std_init = {args.log_std_init} is below log_std_min = {args.log_std_min}")
     if args.trained_timesteps < 1:
         refuse(f"total_timesteps = {args.total_timesteps} is less than one rollout")
 
@@ -747,6 +750,10 @@ class RunLog:
             "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "device": str(device), "gpu": gpu},
             "git_commit": commit and commit.strip(),
         }
+        if saved and (earlier := folders[0] / "config.json").exists():
+            before = json.loads(earlier.read_text())
+            part = {key: before[key] for key in ("versions", "hardware", "git_commit")}
+            config["resumed"] = [*before.get("resumed", []), {"at_step": step, "before": part}]
         for k, folder in enumerate(folders):
             config["args"]["seed"] = args.seed + k
             with replacing(folder / "config.json") as path:
@@ -813,8 +820,9 @@ def save(path: Path, kind: str, **content: Any) -> None:
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
-def load(path: Path, kind: str, device: torch.device) -> dict[str, Any]:
-    """Read what `save` wrote. Only tensors and plain values are let in: a hostile file cannot run code."""
+def load(path: Path, kind: str, device: torch.device, optional: bool = False) -> dict[str, Any]:
+    """Read what `save` wrote; what another script wrote is refused or, if `optional`, empty. Only tensors and plain
+    values are let in: a hostile file cannot run code."""
     path = path / f"{kind}.pt" if path.is_dir() else path
     try:
         content = torch.load(path, map_location=device, weights_only=True)
@@ -822,6 +830,8 @@ def load(path: Path, kind: str, device: torch.device) -> dict[str, Any]:
     except Exception as error:  # missing, truncated, corrupt and foreign files fail in many ways
         refuse(f"{path} cannot be read as {kind}: {first_line(error)}")
     if found != f"{Path(__file__).stem} {kind}":
+        if optional:
+            return {}
         refuse(f"{path} is a {found}, not a {Path(__file__).stem} {kind}")
     return content
 
@@ -873,8 +883,8 @@ def find_checkpoint(args: Args, device: torch.device) -> tuple[list[Path], dict[
         found = Path(args.run_dir).glob(f"{glob.escape(name)}*/checkpoint.pt")
         candidates = sorted(found, key=lambda path: path.parent.name.rpartition("__")[2], reverse=True)
     for path in candidates:
-        saved = load(path, "checkpoint", device)
-        names = differences(saved)
+        saved = load(path, "checkpoint", device, optional=args.resume == "auto")
+        names = differences(saved) if saved else ["script"]
         if not names:
             first = path if path.is_dir() else path.parent
             return [first, *(first.parent / name for name in saved["folders"][1:])], saved
@@ -898,13 +908,14 @@ def claim_folders(args: Args) -> list[Path]:
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """In here, Ctrl-C and SIGTERM put their number into the list, for the loop to look at; a second one ends the
-    process as ever."""
+    """In here, Ctrl-C and SIGTERM put their number into the list, for the loop to look at. A third one ends the process
+    as ever: two come where a group of processes and then its parent's children are asked to end."""
     signals: list[int] = []
 
     def note(number: int, _: Any) -> None:
         signals.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        if len(signals) > 1:
+            signal.signal(number, signal.SIG_DFL)
 
     handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

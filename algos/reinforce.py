@@ -10,27 +10,29 @@ of an expected return needs no model of the task: that of a probability is the p
     J = E[ R(tau) ],  R(tau) = sum_t gamma^t r_t                             objective
     grad J = E[ sum_t grad log pi(a_t|s_t) R(tau) ]                          log-derivative trick, --no-reward-to-go
            = E[ sum_t gamma^t grad log pi(a_t|s_t) (G_t - b(s_t)) ]          an action cannot change the past
+           = E_{s, a ~ d}[ grad log pi(a|s) (Q(s, a) - b(s)) ] / (1 - gamma)           d: discounted visits
     G_t = r_t + gamma * G_{t+1}                                              reward_to_go, in linear time, backwards
     E[ grad log pi(a|s) b(s) ] = b(s) grad sum_a pi(a|s) = b(s) grad 1 = 0   so a baseline b moves the variance only
 
     python algos/reinforce.py --env-id CartPole-v1                                         # b = V(s), learned
     python algos/reinforce.py --env-id CartPole-v1 --baseline mean                         # b = a moving average
-    python algos/reinforce.py --env-id CartPole-v1 --baseline none --no-reward-to-go       # the first slide
+    python algos/reinforce.py --env-id CartPole-v1 --baseline none --no-reward-to-go       # R(tau), no baseline
 
 Baselines, and the bias of each:
     none, mean   Whole episodes: every environment starts anew, contributes its first episode of the batch and nothing
                  after it, for a second one would favour short ones. Nothing is bootstrapped. The average is older than
                  the batch; its own batch's would depend on the actions that it judges. Before its norm is clipped, the
                  gradient has no bias but that of detail 1, and what detail 6 does to rewards: their scale has seen the
-                 batch, and they are clipped.
+                 batch, and they are clipped. Its variance is the price: H steps times a return of H rewards, squared,
+                 can grow like H^3.
     value        Environments go on from batch to batch. What lies behind the end of a batch, and behind a time limit,
                  is replaced by V, whose error is the bias. This is `a2c.py --gae-lambda 1` with rarer, larger batches,
                  which Sutton and Barto (2018, chapter 13) would call actor-critic.
 
 Details that matter:
- 1. The theorem weights step t by gamma^t; practice drops the weight, and so does this script unless
-    --discount-visitation is given. What is then followed is in general the gradient of no objective (Nota and Thomas,
-    2020, arXiv:1906.07073).
+ 1. The theorem weights step t by gamma^t, or draws states from d: play on with probability gamma, else stop, and take
+    the state where it stopped. Practice drops the weight, and so does this script unless --discount-visitation is
+    given. What is then followed is in general the gradient of no objective (Nota and Thomas, 2020, arXiv:1906.07073).
  2. Seed axis: every tensor of a network is [S, ...] and one batched product trains S independent agents. Losses are
     summed over seeds; norms and statistics are per seed, so that nothing leaks.
  3. Next-step auto-reset: the step after `done` ignores its action and returns the first observation of the new
@@ -120,7 +122,7 @@ class Args:
     env_threads: int = 0  # threads of EnvPool; 0 is one per core
     torch_threads: int = 1  # threads of torch on a CPU; 0 is one per core; more than are free slow everything down
     cuda_graphs: bool = True  # on CUDA, replay recorded graphs instead of launching kernel by kernel
-    compile: bool = False  # torch.compile the gradient step: up to a minute more at the start
+    compile: bool = False  # torch.compile the optimiser's gradient step: up to a minute more at the start
 
     # Output
     run_dir: str = "runs"  # parent folder of the run folders
@@ -530,7 +532,7 @@ def train(args: Args) -> list[Path]:
     if args.capture_video and step > room:
         capture_video(agent, args, log.folders)
     if failed:
-        print(f"diverged: seeds {', '.join(str(args.seed + k) for k in failed)}; their agent.pt is the last good one")
+        print(f"diverged: seeds {', '.join(str(args.seed + k) for k in failed)}; any agent.pt is the last good one")
     if step <= room or failed:
         raise SystemExit(128 + signals[0] if signals else 1)
     return log.folders
@@ -572,6 +574,8 @@ def check_ranges(args: "Args") -> None:
         refuse(f"capture_video is gif or mp4, not {args.capture_video!r}")
     if args.capture_video and not HAS_EGL:
         refuse("capture_video needs the library libEGL.so.1 (Debian, Ubuntu: apt install libegl1)")
+    if getattr(args, "log_std_init", 0) < getattr(args, "log_std_min", -99):
+        refuse(f"log_std_init = {args.log_std_init} is below log_std_min = {args.log_std_min}")
     if args.trained_timesteps < 1:
         refuse(f"total_timesteps = {args.total_timesteps} is less than one rollout")
 
@@ -698,6 +702,10 @@ class RunLog:
             "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "device": str(device), "gpu": gpu},
             "git_commit": commit and commit.strip(),
         }
+        if saved and (earlier := folders[0] / "config.json").exists():
+            before = json.loads(earlier.read_text())
+            part = {key: before[key] for key in ("versions", "hardware", "git_commit")}
+            config["resumed"] = [*before.get("resumed", []), {"at_step": step, "before": part}]
         for k, folder in enumerate(folders):
             config["args"]["seed"] = args.seed + k
             with replacing(folder / "config.json") as path:
@@ -764,8 +772,9 @@ def save(path: Path, kind: str, **content: Any) -> None:
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
-def load(path: Path, kind: str, device: torch.device) -> dict[str, Any]:
-    """Read what `save` wrote. Only tensors and plain values are let in: a hostile file cannot run code."""
+def load(path: Path, kind: str, device: torch.device, optional: bool = False) -> dict[str, Any]:
+    """Read what `save` wrote; what another script wrote is refused or, if `optional`, empty. Only tensors and plain
+    values are let in: a hostile file cannot run code."""
     path = path / f"{kind}.pt" if path.is_dir() else path
     try:
         content = torch.load(path, map_location=device, weights_only=True)
@@ -773,6 +782,8 @@ def load(path: Path, kind: str, device: torch.device) -> dict[str, Any]:
     except Exception as error:  # missing, truncated, corrupt and foreign files fail in many ways
         refuse(f"{path} cannot be read as {kind}: {first_line(error)}")
     if found != f"{Path(__file__).stem} {kind}":
+        if optional:
+            return {}
         refuse(f"{path} is a {found}, not a {Path(__file__).stem} {kind}")
     return content
 
@@ -824,8 +835,8 @@ def find_checkpoint(args: Args, device: torch.device) -> tuple[list[Path], dict[
         found = Path(args.run_dir).glob(f"{glob.escape(name)}*/checkpoint.pt")
         candidates = sorted(found, key=lambda path: path.parent.name.rpartition("__")[2], reverse=True)
     for path in candidates:
-        saved = load(path, "checkpoint", device)
-        names = differences(saved)
+        saved = load(path, "checkpoint", device, optional=args.resume == "auto")
+        names = differences(saved) if saved else ["script"]
         if not names:
             first = path if path.is_dir() else path.parent
             return [first, *(first.parent / name for name in saved["folders"][1:])], saved
@@ -849,13 +860,14 @@ def claim_folders(args: Args) -> list[Path]:
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """In here, Ctrl-C and SIGTERM put their number into the list, for the loop to look at; a second one ends the
-    process as ever."""
+    """In here, Ctrl-C and SIGTERM put their number into the list, for the loop to look at. A third one ends the process
+    as ever: two come where a group of processes and then its parent's children are asked to end."""
     signals: list[int] = []
 
     def note(number: int, _: Any) -> None:
         signals.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        if len(signals) > 1:
+            signal.signal(number, signal.SIG_DFL)
 
     handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -32,8 +32,8 @@ Details that matter:
     get none of it.
  7. Observations and rewards are taken as they are.
  8. The target entropy is minus the number of action dimensions, in the task's own units of action.
-Deviations from the paper: random actions at first, orthogonal initialisation, log sigma squashed into [-5, 2], and 8
-where a task's actions are not in [-1, 1].
+Deviations from the paper: 4 (one environment and one update a step), random actions at first, orthogonal
+initialisation, log sigma squashed into [-5, 2], and 8 where a task's actions are not in [-1, 1].
 """
 
 import contextlib
@@ -105,7 +105,7 @@ class Args:
     env_threads: int = 0  # threads of EnvPool; 0 is one per core
     torch_threads: int = 0  # threads of torch on a CPU; 0 is one per core; more than are free slow everything down
     cuda_graphs: bool = True  # on CUDA, replay recorded graphs instead of launching kernel by kernel
-    compile: bool = False  # torch.compile the gradient step: up to a minute more at the start
+    compile: bool = False  # torch.compile the optimiser's gradient step: up to a minute more at the start
 
     # Output
     run_dir: str = "runs"  # parent folder of the run folders
@@ -203,7 +203,7 @@ class Agent(nn.Module):
 
 def make_critics(agent: Agent, args: Args) -> nn.Sequential:
     """Twin critics of each seed: member 2 * k + j is critic j of seed k."""
-    generators = [torch.Generator().manual_seed(2**32 + args.seed + k) for k in range(args.num_seeds)]
+    generators = [torch.Generator().manual_seed(args.seed + k) for k in range(args.num_seeds)]
     sizes = [agent.obs_dim + agent.action_dim, args.hidden_size, args.hidden_size, 1]
     return mlp(sizes, nn.ReLU, 1.0, [generator for generator in generators for _ in range(2)]).to(agent.device)
 
@@ -341,7 +341,7 @@ def train(args: Args) -> list[Path]:
         if start and step < last:
             print(f"without --save-replay, {args.learning_starts} steps refill the replay before learning goes on")
     # Refilling is the policy's part, unless it has never been updated
-    random_until = args.learning_starts + (start if start <= args.learning_starts else 0)
+    random_until = args.learning_starts + (0 if state["actor_adam.0.step"].any() else start)
     failed = diverged(agent)
     log = RunLog(args, device, folders or claim_folders(args), saved)
 
@@ -432,7 +432,7 @@ def train(args: Args) -> list[Path]:
     if args.capture_video and step == last:
         capture_video(agent, args, log.folders)
     if failed:
-        print(f"diverged: seeds {', '.join(str(args.seed + k) for k in failed)}; their agent.pt is the last good one")
+        print(f"diverged: seeds {', '.join(str(args.seed + k) for k in failed)}; any agent.pt is the last good one")
     if step < last or failed:
         raise SystemExit(128 + signals[0] if signals else 1)
     return log.folders
@@ -474,6 +474,8 @@ def check_ranges(args: "Args") -> None:
         refuse(f"capture_video is gif or mp4, not {args.capture_video!r}")
     if args.capture_video and not HAS_EGL:
         refuse("capture_video needs the library libEGL.so.1 (Debian, Ubuntu: apt install libegl1)")
+    if getattr(args, "log_std_init", 0) < getattr(args, "log_std_min", -99):
+        refuse(f"log_std_init = {args.log_std_init} is below log_std_min = {args.log_std_min}")
     if args.trained_timesteps < 1:
         refuse(f"total_timesteps = {args.total_timesteps} is less than one rollout")
 
@@ -600,6 +602,10 @@ class RunLog:
             "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "device": str(device), "gpu": gpu},
             "git_commit": commit and commit.strip(),
         }
+        if saved and (earlier := folders[0] / "config.json").exists():
+            before = json.loads(earlier.read_text())
+            part = {key: before[key] for key in ("versions", "hardware", "git_commit")}
+            config["resumed"] = [*before.get("resumed", []), {"at_step": step, "before": part}]
         for k, folder in enumerate(folders):
             config["args"]["seed"] = args.seed + k
             with replacing(folder / "config.json") as path:
@@ -666,8 +672,9 @@ def save(path: Path, kind: str, **content: Any) -> None:
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
-def load(path: Path, kind: str, device: torch.device) -> dict[str, Any]:
-    """Read what `save` wrote. Only tensors and plain values are let in: a hostile file cannot run code."""
+def load(path: Path, kind: str, device: torch.device, optional: bool = False) -> dict[str, Any]:
+    """Read what `save` wrote; what another script wrote is refused or, if `optional`, empty. Only tensors and plain
+    values are let in: a hostile file cannot run code."""
     path = path / f"{kind}.pt" if path.is_dir() else path
     try:
         content = torch.load(path, map_location=device, weights_only=True)
@@ -675,6 +682,8 @@ def load(path: Path, kind: str, device: torch.device) -> dict[str, Any]:
     except Exception as error:  # missing, truncated, corrupt and foreign files fail in many ways
         refuse(f"{path} cannot be read as {kind}: {first_line(error)}")
     if found != f"{Path(__file__).stem} {kind}":
+        if optional:
+            return {}
         refuse(f"{path} is a {found}, not a {Path(__file__).stem} {kind}")
     return content
 
@@ -726,8 +735,8 @@ def find_checkpoint(args: Args, device: torch.device) -> tuple[list[Path], dict[
         found = Path(args.run_dir).glob(f"{glob.escape(name)}*/checkpoint.pt")
         candidates = sorted(found, key=lambda path: path.parent.name.rpartition("__")[2], reverse=True)
     for path in candidates:
-        saved = load(path, "checkpoint", device)
-        names = differences(saved)
+        saved = load(path, "checkpoint", device, optional=args.resume == "auto")
+        names = differences(saved) if saved else ["script"]
         if not names:
             first = path if path.is_dir() else path.parent
             return [first, *(first.parent / name for name in saved["folders"][1:])], saved
@@ -751,13 +760,14 @@ def claim_folders(args: Args) -> list[Path]:
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """In here, Ctrl-C and SIGTERM put their number into the list, for the loop to look at; a second one ends the
-    process as ever."""
+    """In here, Ctrl-C and SIGTERM put their number into the list, for the loop to look at. A third one ends the process
+    as ever: two come where a group of processes and then its parent's children are asked to end."""
     signals: list[int] = []
 
     def note(number: int, _: Any) -> None:
         signals.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        if len(signals) > 1:
+            signal.signal(number, signal.SIG_DFL)
 
     handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -7,7 +7,8 @@
 The idea: what matters about a step is how far it moves the policy, not how far it moves the parameters. So measure the
 step by KL divergence, go in the direction that gains most per unit of it, and no further than a batch can vouch for.
 
-    max_theta  L(theta) = E[ ratio * A ],  ratio = pi(a|s) / pi_old(a|s)     eq. 14, importance sampling
+    max_theta  L(theta) = E_old[ ratio * A ],  ratio = pi(a|s) / pi_old(a|s)           eq. 14, importance sampling:
+    E_pi[ A ] = E_old[ ratio * A ]  for actions; its variance grows with the distance of pi from pi_old
     such that  E[ KL(pi_old, pi) ] <= delta                                  the trust region (--target-kl)
     g = grad L,  F = Hessian of the mean KL = Fisher matrix                  both at theta_old
     theta = theta_old + sqrt(2 * delta / x^T F x) * x,  x = F^-1 g           natural gradient, scaled to the region
@@ -29,7 +30,8 @@ Details that matter:
  3. obs[t + 1] is the true next observation of every valid row, the last of an episode included. So truncation
     bootstraps from V(obs[t + 1]); termination does not; the trace of GAE is cut at both.
  4. The number of conjugate gradient iterations is fixed and a division by 0 gives 0: once it has converged it stands
-    still. F is damped, so that directions that hardly move the policy do not get an endless step.
+    still. F is damped, in x^T F x too, so that directions that hardly move the policy do not get an endless step: the
+    whole step's KL is a little less than delta.
  5. The candidates of the line search are further members of the seed axis: one forward pass judges them all, and the
     longest that is good is taken. Where none is, the parameters stay exactly as they were (losses/accepted is 0).
  6. Observations and rewards are normalised by running statistics that stand still during an iteration, and clipped at
@@ -39,7 +41,8 @@ Details that matter:
     log-probability is that of the action before clipping. Its standard deviation sigma has a floor: the gradient of the
     mean grows like 1 / sigma, and where all advantages are noise, that undoes a perfect policy. The line search knows
     of the floor.
-Deviations from the paper: 6, the floor, GAE, normalised advantages, and a value function fitted by epochs of Adam.
+Deviations from the paper: 6, the floor, a damped F, GAE, normalised advantages, and a value function fitted by epochs
+of Adam.
 """
 
 import contextlib
@@ -117,7 +120,7 @@ class Args:
     env_threads: int = 0  # threads of EnvPool; 0 is one per core
     torch_threads: int = 0  # threads of torch on a CPU; 0 is one per core; more than are free slow everything down
     cuda_graphs: bool = True  # on CUDA, replay recorded graphs instead of launching kernel by kernel
-    compile: bool = False  # torch.compile the gradient step: up to a minute more at the start
+    compile: bool = False  # torch.compile the optimiser's gradient step: up to a minute more at the start
 
     # Output
     run_dir: str = "runs"  # parent folder of the run folders
@@ -614,7 +617,7 @@ def train(args: Args) -> list[Path]:
     if args.capture_video and step == last:
         capture_video(agent, args, log.folders)
     if failed:
-        print(f"diverged: seeds {', '.join(str(args.seed + k) for k in failed)}; their agent.pt is the last good one")
+        print(f"diverged: seeds {', '.join(str(args.seed + k) for k in failed)}; any agent.pt is the last good one")
     if step < last or failed:
         raise SystemExit(128 + signals[0] if signals else 1)
     return log.folders
@@ -656,6 +659,8 @@ def check_ranges(args: "Args") -> None:
         refuse(f"capture_video is gif or mp4, not {args.capture_video!r}")
     if args.capture_video and not HAS_EGL:
         refuse("capture_video needs the library libEGL.so.1 (Debian, Ubuntu: apt install libegl1)")
+    if getattr(args, "log_std_init", 0) < getattr(args, "log_std_min", -99):
+        refuse(f"log_std_init = {args.log_std_init} is below log_std_min = {args.log_std_min}")
     if args.trained_timesteps < 1:
         refuse(f"total_timesteps = {args.total_timesteps} is less than one rollout")
 
@@ -782,6 +787,10 @@ class RunLog:
             "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "device": str(device), "gpu": gpu},
             "git_commit": commit and commit.strip(),
         }
+        if saved and (earlier := folders[0] / "config.json").exists():
+            before = json.loads(earlier.read_text())
+            part = {key: before[key] for key in ("versions", "hardware", "git_commit")}
+            config["resumed"] = [*before.get("resumed", []), {"at_step": step, "before": part}]
         for k, folder in enumerate(folders):
             config["args"]["seed"] = args.seed + k
             with replacing(folder / "config.json") as path:
@@ -848,8 +857,9 @@ def save(path: Path, kind: str, **content: Any) -> None:
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
-def load(path: Path, kind: str, device: torch.device) -> dict[str, Any]:
-    """Read what `save` wrote. Only tensors and plain values are let in: a hostile file cannot run code."""
+def load(path: Path, kind: str, device: torch.device, optional: bool = False) -> dict[str, Any]:
+    """Read what `save` wrote; what another script wrote is refused or, if `optional`, empty. Only tensors and plain
+    values are let in: a hostile file cannot run code."""
     path = path / f"{kind}.pt" if path.is_dir() else path
     try:
         content = torch.load(path, map_location=device, weights_only=True)
@@ -857,6 +867,8 @@ def load(path: Path, kind: str, device: torch.device) -> dict[str, Any]:
     except Exception as error:  # missing, truncated, corrupt and foreign files fail in many ways
         refuse(f"{path} cannot be read as {kind}: {first_line(error)}")
     if found != f"{Path(__file__).stem} {kind}":
+        if optional:
+            return {}
         refuse(f"{path} is a {found}, not a {Path(__file__).stem} {kind}")
     return content
 
@@ -908,8 +920,8 @@ def find_checkpoint(args: Args, device: torch.device) -> tuple[list[Path], dict[
         found = Path(args.run_dir).glob(f"{glob.escape(name)}*/checkpoint.pt")
         candidates = sorted(found, key=lambda path: path.parent.name.rpartition("__")[2], reverse=True)
     for path in candidates:
-        saved = load(path, "checkpoint", device)
-        names = differences(saved)
+        saved = load(path, "checkpoint", device, optional=args.resume == "auto")
+        names = differences(saved) if saved else ["script"]
         if not names:
             first = path if path.is_dir() else path.parent
             return [first, *(first.parent / name for name in saved["folders"][1:])], saved
@@ -933,13 +945,14 @@ def claim_folders(args: Args) -> list[Path]:
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """In here, Ctrl-C and SIGTERM put their number into the list, for the loop to look at; a second one ends the
-    process as ever."""
+    """In here, Ctrl-C and SIGTERM put their number into the list, for the loop to look at. A third one ends the process
+    as ever: two come where a group of processes and then its parent's children are asked to end."""
     signals: list[int] = []
 
     def note(number: int, _: Any) -> None:
         signals.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        if len(signals) > 1:
+            signal.signal(number, signal.SIG_DFL)
 
     handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -130,6 +130,7 @@ def quick(request, tmp_path):
     ]
     script = request.getfixturevalue(names[0])
     everything = {
+        "device": "cpu",
         "env_id": "InvertedPendulum-v4",
         "num_envs": 4,
         "num_steps": 16,

@@ -9,12 +9,17 @@ from test_runs import without_clock
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
+@pytest.fixture
+def quick(quick):
+    return quick | {"device": "cuda"}
+
+
 def final_state(folders):
     return torch.load(folders[0] / "checkpoint.pt", weights_only=True, map_location="cpu")["state"]
 
 
 def test_graph_equals_eager(script, quick):
-    runs = [script.train(script.Args(num_seeds=2, device="cuda", cuda_graphs=g, **quick)) for g in (False, True)]
+    runs = [script.train(script.Args(num_seeds=2, cuda_graphs=g, **quick)) for g in (False, True)]
     states = [final_state(folders) for folders in runs]
     for name, eager in states[0].items():
         torch.testing.assert_close(states[1][name], eager, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
@@ -24,7 +29,7 @@ def test_no_stale_pointer_after_resume(script, quick):
     """A resumed run replays its graphs on the restored tensors: graphs and eager go on alike."""
     states = []
     for graphs in (False, True):
-        args = quick | {"device": "cuda", "cuda_graphs": graphs}
+        args = quick | {"cuda_graphs": graphs}
         first = script.train(script.Args(**args))
         script.train(script.Args(**args | {"resume": str(first[0]), "total_timesteps": 2 * args["total_timesteps"]}))
         states.append(final_state(first))
@@ -33,7 +38,7 @@ def test_no_stale_pointer_after_resume(script, quick):
 
 
 def test_cuda_repeats_itself(script, quick):
-    runs = [script.train(script.Args(num_seeds=2, device="cuda", **quick)) for _ in range(2)]
+    runs = [script.train(script.Args(num_seeds=2, **quick)) for _ in range(2)]
     assert without_clock(runs[0][0]) == without_clock(runs[1][0])
 
 
@@ -108,7 +113,13 @@ def test_cuda_and_the_cpu_reach_the_same_return(script, tmp_path):
     assert scipy.stats.ttest_ind(*returns, equal_var=False).pvalue > 0.01 or np.ptp(returns) < 1
 
 
-def test_a_checkpoint_moves_between_devices(script, quick):
-    first = script.train(script.Args(device="cuda", **quick))
-    saved = script.load(first[0] / "checkpoint.pt", "checkpoint", torch.device("cpu"))
+def test_a_checkpoint_moves_between_devices(script, quick, monkeypatch):
+    first = script.train(script.Args(**quick | {"device": "auto"}))
+    before = final_state(first)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    longer = quick | {"device": "auto", "resume": str(first[0]), "total_timesteps": 2 * quick["total_timesteps"]}
+    script.train(script.Args(**longer))
+    saved = torch.load(first[0] / "checkpoint.pt", weights_only=True)
+    assert saved["global_step"] == longer["total_timesteps"]
     assert {tensor.device.type for tensor in saved["state"].values()} == {"cpu"}
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in saved["state"].items())

@@ -44,7 +44,7 @@ def counting_envs(args, env_seeds, render_mode=None):
 def small(tmp_path):
     return {
         "env_id": "Counting", "num_envs": 3, "learning_starts": 30, "batch_size": 8, "hidden_size": 8,
-        "num_evaluations": 0, "run_dir": str(tmp_path), "save_replay": True,
+        "num_evaluations": 0, "run_dir": str(tmp_path), "save_replay": True, "device": "cpu",
     }  # fmt: skip
 
 
@@ -392,7 +392,8 @@ def test_resuming_with_and_without_the_replay(off_policy, small, monkeypatch, ca
             check_rows(off_policy, after["replay.rows"][0, : int(before["replay.count"])], 0, 3)
 
 
-def test_resuming_before_anything_was_learned_acts_randomly_until_it_is(off_policy, small, monkeypatch):
+@pytest.mark.parametrize("step", [15, 39])  # 39: after a run that was cut off as it refilled the replay
+def test_resuming_before_anything_was_learned_acts_randomly_until_it_is(off_policy, small, monkeypatch, step):
     monkeypatch.setattr(off_policy, "make_envs", counting_envs)
     policy = off_policy.Agent.noisy_action
     used = []  # rows of each call
@@ -407,10 +408,13 @@ def test_resuming_before_anything_was_learned_acts_randomly_until_it_is(off_poli
     (folder,) = off_policy.train(off_policy.Args(total_timesteps=60, **args))
     used.clear()
     saved = torch.load(folder / "checkpoint.pt", weights_only=True)
-    saved["global_step"] = 15
+    saved["global_step"] = step
+    for name, tensor in saved["state"].items():
+        if name.endswith(".step"):
+            tensor.zero_()
     torch.save(saved, folder / "checkpoint.pt")
-    off_policy.train(off_policy.Args(total_timesteps=60, resume=str(folder), **args))
-    assert used.count(3) == (60 - 15 - 30) // 3  # in a step of 3 environments; batches have 8 rows
+    off_policy.train(off_policy.Args(total_timesteps=120, resume=str(folder), **args))
+    assert used.count(3) == (120 - step - 30) // 3  # in a step of 3 environments; batches have 8 rows
 
 
 @pytest.mark.parametrize(("total", "enough"), [(30, False), (32, False), (33, True)])

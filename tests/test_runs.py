@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, load_script
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 COLUMNS = ["global_step", "wall_seconds", "episodic_return", "eval_return", "steps_per_second"]
@@ -130,6 +130,10 @@ def test_resuming_continues_where_the_run_was_killed(script, quick):
     assert len(folders) == 2  # no second set of folders
     steps = [int(row["global_step"]) for row in read_metrics(folders[1])]
     assert steps == sorted(set(steps))
+    config = json.loads((folders[1] / "config.json").read_text())
+    (resumed,) = config["resumed"]
+    assert resumed["at_step"] == before["global_step"]
+    assert all(resumed["before"][name] == config[name] for name in ("versions", "hardware", "git_commit"))
     assert len(folders[1].name.split("__")) == 4
 
 
@@ -158,6 +162,8 @@ def test_a_signal_saves_and_ends_the_run(script, quick, number):
     assert "InvertedPendulum-v4" in process.stdout.readline()
     time.sleep(1.5)
     process.send_signal(number)
+    time.sleep(0.01)
+    process.send_signal(number)  # a scheduler tells the whole group, and then the group's parent tells its children
     assert process.wait(60) == 128 + number
     (folder,) = Path(quick["run_dir"]).iterdir()
     assert torch.load(folder / "checkpoint.pt", weights_only=True)["global_step"] > 0
@@ -320,6 +326,12 @@ def test_discrete_actions_are_refused(ppo, quick, capsys):
     assert "Discrete" in refusal(capsys, lambda: ppo.train(ppo.Args(**quick | {"env_id": "CartPole-v1"})))
 
 
+@pytest.mark.parametrize("algo", ["ppo_continuous", "trpo", "a2c", "reinforce"])
+def test_a_first_standard_deviation_below_its_floor_is_refused(algo, capsys):
+    message = refusal(capsys, lambda: load_script(ROOT / "algos" / f"{algo}.py").Args(log_std_init=-4.0))
+    assert "log_std_init = -4.0 is below log_std_min" in message
+
+
 def test_minibatches_that_do_not_divide_are_refused(ppo, quick, capsys):
     assert "divide" in refusal(capsys, lambda: ppo.Args(**quick | {"num_minibatches": 7}))
 
@@ -339,6 +351,9 @@ def test_bad_checkpoints_are_refused(script, quick, capsys):
     first = next(iter(saved["state"]))
     torch.save(saved | {"state": saved["state"] | {first: torch.zeros(1, 2, 3)}}, path)
     assert first in refusal(capsys, lambda: script.train(script.Args(**resume)))
+    torch.save(saved | {"kind": "another checkpoint"}, path)  # of another script with the same --exp-name
+    assert "another" in refusal(capsys, lambda: script.train(script.Args(**resume)))
+    assert script.find_checkpoint(script.Args(**quick | {"resume": "auto"}), torch.device("cpu")) == ([], None)
     for content in (whole[: len(whole) // 2], b"", b"not a checkpoint"):
         path.write_bytes(content)
         assert "cannot be read" in refusal(capsys, lambda: script.train(script.Args(**resume)))
