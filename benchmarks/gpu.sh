@@ -2,7 +2,7 @@
 # What needs a CUDA device, each part in one call of under ten minutes:
 #
 #   benchmarks/gpu.sh tests                       # graphs against eager, CUDA against the CPU, host syncs
-#   benchmarks/gpu.sh speed [sac ddpg ...]        # rates, times of graph replays, kernels; without names, all six
+#   benchmarks/gpu.sh speed ALGO ...              # rates, times of graph replays, kernels; one or two in a call
 #   benchmarks/gpu.sh train ALGO TASK [SEEDS]     # one cell of the table; again on the same machine: goes on
 #
 # Results are files below $OUT, or benchmarks/results. Training stops at a checkpoint after $SECONDS_LIMIT seconds, with
@@ -22,12 +22,10 @@ tests)
     python -m pytest -o addopts='-m "not slow"' tests/test_cuda.py tests/test_replay.py --durations=20 --junitxml="$out/tests_cuda.xml"
     ;;
 speed)
-    algos=("$@")
-    [ $# -gt 0 ] || algos=(sac ddpg ppo_continuous trpo a2c reinforce)
-    python benchmarks/speed.py --device cuda --no-peers --repeats 1 --output "$out/speed" --algos "${algos[@]}"
+    python benchmarks/speed.py --device cuda --no-peers --repeats 1 --output "$out/speed" --algos "$@"
     ;;
 train)
-    timeout --preserve-status --kill-after 30 "${SECONDS_LIMIT:-540}" python benchmarks/run.py \
+    timeout --foreground --preserve-status --kill-after 30 "${SECONDS_LIMIT:-540}" python benchmarks/run.py \
         --algos "$1" --env-ids "$2" --num-seeds "${3:-5}" --results "$out" -- --device cuda
     ;;
 tests | speed | train) ;;

@@ -8,8 +8,6 @@ On CUDA the clock waits for the device before and after, so that parts which ove
 takes. Loads the script, since parts are not in a run's files.
 """
 
-import collections
-import csv
 import importlib.util
 import json
 import sys
@@ -55,12 +53,11 @@ def count_kernels(replay: Callable[[], None]) -> int:
 
 def measure(args: Args) -> dict[str, dict[str, float]]:
     """By part: `calls`, `milliseconds` per call, `share` of the training time and, on CUDA, `kernels` per call; the
-    part "training" is the whole, whose calls are environment steps of all seeds."""
+    part "training" is the whole, off-policy from the first update on; its calls are environment steps of all seeds."""
     script = load(args.algo)
     off_policy = args.algo in ("sac", "ddpg")
     steps = args.total_timesteps or (1600 + 1600 // args.num_seeds if off_policy else 8192 + 32_768 // args.num_seeds)
-    seconds: dict[str, float] = collections.defaultdict(float)
-    calls: dict[str, int] = collections.defaultdict(int)
+    spans: list[tuple[str, float, float]] = []  # part, begin and end of each call
     kernels: dict[str, int] = {}
     on_cuda = args.device.startswith("cuda")
 
@@ -72,8 +69,7 @@ def measure(args: Args) -> dict[str, dict[str, float]]:
             output = function(*inputs)
             if on_cuda:
                 torch.cuda.synchronize()
-            seconds[name] += time.perf_counter() - began
-            calls[name] += 1
+            spans.append((name, began, time.perf_counter()))
             return output
 
         return call
@@ -96,17 +92,21 @@ def measure(args: Args) -> dict[str, dict[str, float]]:
     values |= {"total_timesteps": steps, "num_evaluations": 0, "checkpoint_seconds": 1e6}
     values |= {"learning_starts": 1600, "buffer_size": 100_000} if off_policy else {}
     with tempfile.TemporaryDirectory() as folder:
-        runs = script.train(script.Args(**values, run_dir=folder))
-        with open(runs[0] / "metrics.csv", newline="") as file:
-            last = list(csv.DictReader(file))[-1]
-    seconds["training"], calls["training"] = float(last["wall_seconds"]), int(last["global_step"]) * args.num_seeds
+        training = script.Args(**values, run_dir=folder)
+        script.train(training)
+    # Off-policy, what comes before the first update is not what training is like
+    start = next(i for i, (name, _, _) in enumerate(spans) if name == "learn" or not off_policy)
+    spans = spans[start:]
+    whole = spans[-1][2] - spans[0][1]
+    steps = sum(name == "simulator" for name, _, _ in spans) * training.num_envs * args.num_seeds
     found = {}
-    for name in seconds:
-        share = seconds[name] / seconds["training"]
-        found[name] = {"calls": calls[name], "milliseconds": 1e3 * seconds[name] / calls[name], "share": share}
-        if name in kernels:
-            found[name]["kernels"] = kernels[name]
-    return found
+    for part in dict.fromkeys(name for name, _, _ in spans):
+        seconds = [end - begin for name, begin, end in spans if name == part]
+        found[part] = {"calls": len(seconds), "milliseconds": 1e3 * sum(seconds) / len(seconds)}
+        found[part]["share"] = sum(seconds) / whole
+        if part in kernels:
+            found[part]["kernels"] = kernels[part]
+    return found | {"training": {"calls": steps, "milliseconds": 1e3 * whole / steps, "share": 1.0}}
 
 
 if __name__ == "__main__":

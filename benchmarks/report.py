@@ -375,15 +375,16 @@ def variance_text(result: dict) -> str:
     """How far the means of the estimators lie from that of the last one, and the standard error of that distance."""
     estimators = list(result["estimators"].items())
     parts = [
-        f"{name} {numbers['distance_of_means']:.2g} ({numbers['standard_error_of_distance']:.2g})"
+        f'"{name}" {numbers["distance_of_means"]:.2g} ({numbers["standard_error_of_distance"]:.2g})'
         for name, numbers in estimators[:-1]
     ]
     last, numbers = estimators[-1]
     return (
         "![variance of the gradient by estimator](benchmarks/figures/variance.png)\n\n"
         f"One half-trained policy on {result['env_id']}, {result['batches']} batches of {result['episodes_per_batch']}"
-        f" episodes. Distance of each mean from that of {last}, whose norm is {numbers['mean_norm']:.2g}, with its"
-        f" standard error: {', '.join(parts)}. Where the variance is large that proves little: the exact test does."
+        f' episodes. The mean of "{last}" has a norm of {numbers["mean_norm"]:.2g}; distances of the others from it,'
+        f" with standard errors: {', '.join(parts)}."
+        " Where the variance is large that proves little: the exact test does."
     )
 
 
@@ -393,23 +394,25 @@ def speed(folder: Path) -> str:
     results = [json.loads(path.read_text()) for path in paths if path.exists()]
     if not results:
         return "Not measured yet."
+
+    def shown(rate: dict) -> str:
+        each = rate["each"]
+        return f"{rate['median']:,.0f}" + f" ({min(each):,.0f} to {max(each):,.0f})" * (len(each) > 1)
+
     columns = ["", "seeds", "steps per second", "of EnvPool alone", "simulator, policy, update", "peer"]
     lines = ["| " + " | ".join([*columns, "times peer"]) + " |", "|---|---:|---:|---:|---|---|---:|"]
     for result in results:
         algo, rates = result["algo"], result["steps_per_second"]
         peers = list(result["times_peer"])
         for seeds, share in result["of_envpool"].items():
-            each = rates[f"{algo}, {seeds}"]["each"]
             parts = {"simulator": 0.0, "policy": 0.0, "update": 0.0, "training": 0.0}
             for name, part in result["parts"][seeds].items():
                 kind = "policy" if name.startswith("act") else name
                 parts[kind if kind in parts else "update"] += part["share"]
             parts.pop("training")  # the whole
-            cells = [algo, seeds.split()[0], f"{rates[f'{algo}, {seeds}']['median']:,.0f}"]
-            cells[-1] += f" ({min(each):,.0f} to {max(each):,.0f})" * (len(each) > 1)
-            cells.append(f"{share:.0%}")
+            cells = [algo, seeds.split()[0], shown(rates[f"{algo}, {seeds}"]), f"{share:.0%}"]
             cells.append(", ".join(f"{part:.0%}" for part in parts.values()))
-            cells.append("<br>".join(f"{peer}: {rates[peer]['median']:,.0f}" for peer in peers))
+            cells.append("<br>".join(f"{peer}: {shown(rates[peer])}" for peer in peers))
             cells.append("<br>".join(f"{result['times_peer'][peer][seeds]:.1f}" for peer in peers))
             lines.append("| " + " | ".join(cells) + " |")
     hardware = {(result["env_id"], result["hardware"]["cores"], result["hardware"]["machine"]) for result in results}

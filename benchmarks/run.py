@@ -6,9 +6,10 @@ python benchmarks/run.py --launcher ray --ray-address auto --job-cpus 4       # 
 python benchmarks/run.py --add-fingerprint                  # to results that have none and whose script is as it was
 
 One process per algorithm and task trains all its seeds. What is complete is skipped; what was cut off goes on from its
-last checkpoint; what fails is reported with the end of its output, the others go on, and the exit status is 1. A result
-is benchmarks/results/<algo>/<task>/: metrics.csv of all seeds, and run.json (what ran, of which version, on what, and
-the fingerprint of the script, by which report.py --check tells what is stale).
+last checkpoint, if its script still computes the same; what fails is reported with the end of its output, the others
+go on, and the exit status is 1. A result is benchmarks/results/<algo>/<task>/: metrics.csv of all seeds, and run.json
+(what ran, of which version, on what, where it was resumed, and the fingerprint of the script, by which
+report.py --check tells what is stale).
 
 With --launcher ray, jobs go where their share of cores and GPUs is free; the share is what Ray counts by, it binds
 nothing, so pass threads to match (-- --env-threads 4). Workers need the packages, not the project. A lost worker's job
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import tyro
-from fingerprint import fingerprint
+from fingerprint import differences, fingerprint
 from reading import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,14 +106,28 @@ class Job:
         return self.runs / "output.txt"
 
     def folders(self) -> list[Path]:
-        """The run's folders, in the order of the seeds; empty before it has written its metrics. The script says on its
-        second line which they are: with `--resume auto` it is not always the newest."""
+        """The run's folders, in the order of the seeds; empty before it has written its metrics. The script says which
+        the first one is, on a line of its own: with `--resume auto` it is not always the newest."""
         lines = self.output.read_text().splitlines() if self.output.exists() else []
-        first = Path(lines[1]) if len(lines) > 1 else Path("nowhere")
+        first = Path(next((line for line in lines if line.startswith(f"{self.runs}/")), "nowhere"))
         head, _, rest = first.name.partition(f"__{self.args.seed}__")
         seeds = range(self.args.seed, self.args.seed + self.args.num_seeds)
         found = [first.parent / f"{head}__{seed}__{rest}" for seed in seeds]
         return found if all((folder / "metrics.csv").exists() for folder in found) else []
+
+    def set_other_runs_aside(self) -> None:
+        """Go on with runs only of a script that computes the same, for as many steps: what the learning rate has fallen
+        to by the end of a shorter one is no start for a longer one. A folder of others is renamed."""
+        note, now = self.runs / "started.json", {"total_timesteps": self.args.total_timesteps, "sha256": self.sha256}
+        if note.exists():
+            then = json.loads(note.read_text())
+            same_script = then["sha256"] == self.sha256 or (
+                self.fingerprint and then["fingerprint"] and not differences(then["fingerprint"], self.fingerprint)
+            )
+            if not same_script or then["total_timesteps"] != self.args.total_timesteps:
+                self.runs.rename(self.runs.with_name(f"{self.runs.name}.{note.stat().st_mtime_ns}"))
+        self.runs.mkdir(parents=True, exist_ok=True)
+        write_json(note, now | {"fingerprint": self.fingerprint})
 
     def steps(self) -> int:
         """Environment steps per seed done so far."""
@@ -248,11 +263,12 @@ def run_matrix(matrix: list[Job], launcher: Launcher, args: Args) -> int:
     while waiting or running:
         while waiting and len(running) < launcher.slots:
             job = waiting.pop(0)
-            job.runs.mkdir(parents=True, exist_ok=True)
-            job.first_step, job.sha256 = job.steps(), digest(job.script)
+            job.sha256 = digest(job.script)
             if job.sha256 not in fingerprints:
                 fingerprints[job.sha256] = fingerprint_or_none(job.script)
             job.fingerprint = fingerprints[job.sha256]
+            job.set_other_runs_aside()
+            job.first_step = job.steps()
             launcher.start(job)
             running.append(job)
         time.sleep(1)
@@ -282,6 +298,12 @@ def refuse(message: str) -> int:
     return 2
 
 
+def end(*_: Any) -> None:
+    """On SIGTERM, end as Ctrl-C does; a second one must not disturb the wait for the jobs' checkpoints."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + signal.SIGTERM)
+
+
 def main(args: Args, extra: list[str]) -> int:
     for algo in args.algos:
         if not (ROOT / "algos" / f"{algo}.py").exists():
@@ -300,7 +322,7 @@ def main(args: Args, extra: list[str]) -> int:
         return refuse("--launcher ray needs Ray, which is not installed: pip install ray")
     except (ConnectionError, ValueError) as error:
         return refuse(f"Ray: {error}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that it ends as Ctrl-C does
+    signal.signal(signal.SIGTERM, end)
     try:
         failed = run_matrix(matrix, launcher, args)
     except KeyboardInterrupt:

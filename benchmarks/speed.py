@@ -60,6 +60,14 @@ def seeds_text(seeds: int) -> str:
     return f"{seeds} seed{'s' * (seeds > 1)}"
 
 
+def run_quietly(words: list[str], **how: Any) -> str:
+    """Run a command; return what it showed on its standard error. Where it fails, show the end of that and stop."""
+    done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **how)
+    if done.returncode:
+        raise SystemExit("\n".join([f"{' '.join(words[:2])}: exit status {done.returncode}", done.stderr[-2000:]]))
+    return done.stderr
+
+
 def envpool_raw(env_id: str, num_envs: int) -> float:
     """Random actions and nothing else."""
     import envpool
@@ -104,7 +112,7 @@ def ours(algo: str, env_id: str, device: str, num_seeds: int, *flags: str) -> fl
         words = [sys.executable, f"algos/{algo}.py", "--run-dir", folder, *flags]
         for name, value in arguments.items():
             words += [f"--{name}", str(value)]
-        subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
+        run_quietly(words, cwd=ROOT)
         path = next(Path(folder).glob("*__1__*/metrics.csv"))
         with open(path, newline="") as file:
             rows = list(csv.DictReader(file))
@@ -166,7 +174,7 @@ def cleanrl(algo: str, env_id: str, device: str, checkout: Path, python: Path) -
     words += ["--total-timesteps", "3000", "--learning-starts", "500"] if off_policy else ["--total-timesteps", "12288"]
     with tempfile.TemporaryDirectory() as folder:
         paths = os.environ | {"PYTHONPATH": str(checkout.resolve())}  # of its cleanrl_utils
-        subprocess.run(words, cwd=folder, env=paths, check=True, capture_output=True)
+        run_quietly(words, cwd=folder, env=paths)
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         events = EventAccumulator(str(next(Path(folder).glob("runs/*"))))
@@ -185,8 +193,8 @@ def leanrl(algo: str, env_id: str, device: str, checkout: Path, python: Path) ->
     words += ["--total-timesteps", str(steps[algo])] + (["--learning-starts", "500"] if algo == "sac" else [])
     with tempfile.TemporaryDirectory() as folder:
         quiet = os.environ | {"WANDB_MODE": "disabled"}
-        done = subprocess.run(words, cwd=folder, env=quiet, check=True, capture_output=True, text=True)
-    return float(re.findall(r"([\d.]+) sps", done.stderr)[-1])
+        shown = run_quietly(words, cwd=folder, env=quiet)
+    return float(re.findall(r"([\d.]+) sps", shown)[-1])
 
 
 def seconds_to_goal(algo: str, env_id: str, num_seeds: int, goal: float) -> float:
@@ -194,7 +202,7 @@ def seconds_to_goal(algo: str, env_id: str, num_seeds: int, goal: float) -> floa
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, f"algos/{algo}.py", "--env-id", env_id, "--num-seeds", str(num_seeds)]
         words += ["--num-evaluations", "0", "--run-dir", folder]
-        subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
+        run_quietly(words, cwd=ROOT)
         runs = []
         for path in sorted(Path(folder).glob("*/metrics.csv")):
             with open(path, newline="") as file:
@@ -293,23 +301,31 @@ def main(args: Args) -> None:
         (algo,) = args.algos
         print(json.dumps(measurements(algo, args)[args.worker]()))
         return
+    failed = []
     for algo in args.algos:
         values: dict[str, list[float]] = {name: [] for name in measurements(algo, args)}
         for repeat in range(args.repeats):
-            for name in values:
+            for name in list(values):
                 words = [sys.executable, __file__, "--env-id", args.env_id, "--algos", algo, "--worker", name]
                 words += ["--device", args.device, "--peer-python", str(args.peer_python)]
                 for flag, checkout in (("--cleanrl", args.cleanrl), ("--leanrl", args.leanrl)):
                     words += [flag, str(checkout)] if checkout else []
-                done = subprocess.run(words, check=True, capture_output=True, text=True)
+                done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
+                if done.returncode:
+                    print(f"{algo}: {name} failed and is left out", flush=True)
+                    del values[name]
+                    continue
                 values[name].append(json.loads(done.stdout.splitlines()[-1]))
                 print(f"{algo} {repeat + 1}/{args.repeats}  {name:<42}{values[name][-1]:18,.0f}", flush=True)
+        if not all(f"{algo}, {seeds_text(seeds)}" in values for seeds in SEEDS[algo]):
+            failed.append(algo)
+            continue
         result = summary(algo, args, values)
         result["parts"] = {}
         for seeds in SEEDS[algo]:
             words = [sys.executable, str(Path(__file__).with_name("parts.py")), "--algo", algo]
             words += ["--env-id", args.env_id, "--device", args.device, "--num-seeds", str(seeds)]
-            done = subprocess.run(words, check=True, capture_output=True, text=True)
+            done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
             result["parts"][seeds_text(seeds)] = json.loads(done.stdout[done.stdout.index("{") :])
         if args.return_goal is not None:
             seconds = {f"{algo}, 1 seed": seconds_to_goal(algo, args.env_id, 1, args.return_goal)}
@@ -320,6 +336,8 @@ def main(args: Args) -> None:
         name = algo if args.device == "cpu" else f"{algo}_cuda"
         (args.output / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
         print(json.dumps(result, indent=2))
+    if failed:
+        raise SystemExit(f"not measured: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,9 +26,9 @@ QUICK = ["--num-envs", "4", "--num-steps", "16", "--num-minibatches", "4", "--nu
 QUICK += ["--final-eval-episodes", "2", "--checkpoint-seconds", "0.1"]
 
 
-def run_command(tmp_path, *words, extra=()):
+def run_command(tmp_path, *words, extra=QUICK):
     places = ["--run-dir", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
-    return [sys.executable, str(ROOT / "benchmarks" / "run.py"), *words, *places, "--", *QUICK, *extra]
+    return [sys.executable, str(ROOT / "benchmarks" / "run.py"), *words, *places, "--", *extra]
 
 
 def test_published_numbers_carry_their_sources():
@@ -72,9 +73,17 @@ def test_a_matrix_runs_skips_what_is_complete_and_survives_a_failure(tmp_path):
     assert (tmp_path / "results" / "ppo_continuous" / "Hopper-v4" / "metrics.csv").stat().st_mtime_ns == before
 
 
-def test_a_killed_matrix_goes_on(tmp_path):
-    words = ["--env-ids", "InvertedPendulum-v4", "--num-seeds", "1", "--total-timesteps", "40000"]
-    process = subprocess.Popen(run_command(tmp_path, *words), stdout=subprocess.DEVNULL, start_new_session=True)
+OFF_POLICY = ["--hidden-size", "8", "--batch-size", "8", "--learning-starts", "320", "--torch-threads", "1"]
+OFF_POLICY += QUICK[-6:]
+
+
+@pytest.mark.parametrize(
+    ("algo", "total", "extra"), [("ppo_continuous", 40_000, QUICK), ("ddpg", 8000, OFF_POLICY)], ids=["ppo", "ddpg"]
+)
+def test_a_killed_matrix_goes_on(tmp_path, algo, total, extra):
+    words = ["--algos", algo, "--env-ids", "InvertedPendulum-v4", "--num-seeds", "1", "--total-timesteps", str(total)]
+    command = run_command(tmp_path, *words, extra=extra)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     deadline = time.time() + 300
     while not list((tmp_path / "runs").glob("*/*/*/checkpoint.pt")):
         assert time.time() < deadline
@@ -83,13 +92,36 @@ def test_a_killed_matrix_goes_on(tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not list((tmp_path / "results").glob("*/*/run.json"))
-    done = subprocess.run(run_command(tmp_path, *words), capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-    assert len(list((tmp_path / "runs" / "ppo_continuous" / "InvertedPendulum-v4").glob("*__*"))) == 1
-    seeds = reading.read_result(tmp_path / "results" / "ppo_continuous" / "InvertedPendulum-v4")
+    assert len(list((tmp_path / "runs" / algo / "InvertedPendulum-v4").glob("*__*"))) == 1
+    seeds = reading.read_result(tmp_path / "results" / algo / "InvertedPendulum-v4")
     steps = seeds[1]["global_step"]
     assert (np.diff(steps) > 0).all()
-    assert steps[-1] == 40000 // 64 * 64
+    assert steps[-1] == total // 64 * 64
+    meta = json.loads((tmp_path / "results" / algo / "InvertedPendulum-v4" / "run.json").read_text())
+    assert 0 < meta["resumed"][0]["at_step"] < total
+
+
+def test_runs_of_another_script_or_length_are_set_aside(tmp_path):
+    runs, result = (tmp_path / part / "ppo_continuous" / "Hopper-v4" for part in ("runs", "results"))
+    note = runs / "started.json"
+
+    def again(total):
+        """How many folders of runs there are after one more call, which has no result to skip."""
+        words = ["--env-ids", "Hopper-v4", "--num-seeds", "1", "--total-timesteps", total]
+        subprocess.run(run_command(tmp_path, *words), check=True, capture_output=True)
+        shutil.rmtree(result)
+        return len(list(runs.parent.iterdir()))
+
+    assert again("640") == 1
+    text = note.read_text()
+    note.write_text(text.replace(hashlib.sha256((ROOT / "algos" / "ppo_continuous.py").read_bytes()).hexdigest(), "x"))
+    assert note.read_text() != text
+    assert again("640") == 1  # another text that computes the same
+    note.write_text(json.dumps(json.loads(text) | {"sha256": "x", "fingerprint": {"seed 1: steps": 1.0}}))
+    assert again("640") == 2
+    assert again("1280") == 3
 
 
 def test_sigterm_ends_a_matrix_and_its_runs(tmp_path, request):
