@@ -218,6 +218,10 @@ def test_a_fingerprint_outlives_a_comment_but_not_a_default(tmp_path):
     assert "learning_rate: float = 3e-3" in text
     script.write_text(text.replace("learning_rate: float = 3e-3", "learning_rate: float = 1e-3"))
     assert any("actor" in line for line in fingerprint.differences(recorded, fingerprint.fingerprint(script)))
+    broken = text.replace("terminated.reshape(S, N)", "(terminated | truncated).reshape(S, N)")
+    assert broken != text
+    script.write_text(broken)  # no bootstrap where a time limit ends an episode
+    assert any("actor" in line for line in fingerprint.differences(recorded, fingerprint.fingerprint(script)))
     assert fingerprint.differences({"a": 1.0, "b": 2.0}, {"a": 1.001, "c": 2.0}) == ["b is gone", "c is new"]
     script.write_text("print('broken'); raise SystemExit(3)")
     with pytest.raises(RuntimeError, match="broken"):
