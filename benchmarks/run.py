@@ -42,6 +42,7 @@ MUJOCO_TASKS = (
     "InvertedPendulum-v4",
     "Reacher-v4",
     "Swimmer-v4",
+    "Humanoid-v4",
 )
 
 
