@@ -5,7 +5,6 @@ import csv
 import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -104,24 +103,22 @@ def test_a_killed_matrix_goes_on(tmp_path, algo, total, extra):
 
 
 def test_runs_of_another_script_or_length_are_set_aside(tmp_path):
-    runs, result = (tmp_path / part / "ppo_continuous" / "Hopper-v4" for part in ("runs", "results"))
-    note = runs / "started.json"
+    run = load_script(ROOT / "benchmarks" / "run.py")
 
-    def again(total):
-        """How many folders of runs there are after one more call, which has no result to skip."""
-        words = ["--env-ids", "Hopper-v4", "--num-seeds", "1", "--total-timesteps", total]
-        subprocess.run(run_command(tmp_path, *words), check=True, capture_output=True)
-        shutil.rmtree(result)
-        return len(list(runs.parent.iterdir()))
+    def folders(total, sha256, fingerprint):
+        """How many folders of runs there are once this script has started for so many steps."""
+        args = run.Args(run_dir=tmp_path, total_timesteps=total)
+        run.Job("a2c", "Hopper-v4", args, [], sha256=sha256, fingerprint=fingerprint).set_other_runs_aside()
+        assert (tmp_path / "a2c" / "Hopper-v4" / "started.json").exists()
+        return len(list((tmp_path / "a2c").iterdir()))
 
-    assert again("640") == 1
-    text = note.read_text()
-    note.write_text(text.replace(hashlib.sha256((ROOT / "algos" / "ppo_continuous.py").read_bytes()).hexdigest(), "x"))
-    assert note.read_text() != text
-    assert again("640") == 1  # another text that computes the same
-    note.write_text(json.dumps(json.loads(text) | {"sha256": "x", "fingerprint": {"seed 1: steps": 1.0}}))
-    assert again("640") == 2
-    assert again("1280") == 3
+    assert folders(640, "first", {"norm": 1.0}) == 1
+    assert folders(640, "first", {"norm": 1.0}) == 1
+    assert folders(640, "another text that computes the same", {"norm": 1.0001}) == 1
+    assert folders(640, "one that does not", {"norm": 1.1}) == 2
+    assert folders(640, "one that does not", None) == 2
+    assert folders(640, "one of which that is not known", None) == 3
+    assert folders(1280, "one of which that is not known", None) == 4
 
 
 def test_sigterm_ends_a_matrix_and_its_runs(tmp_path, request):

@@ -162,12 +162,21 @@ def test_a_signal_saves_and_ends_the_run(script, quick, number):
     assert "InvertedPendulum-v4" in process.stdout.readline()
     time.sleep(1.5)
     process.send_signal(number)
-    time.sleep(0.01)
-    process.send_signal(number)  # a scheduler tells the whole group, and then the group's parent tells its children
     assert process.wait(60) == 128 + number
     (folder,) = Path(quick["run_dir"]).iterdir()
     assert torch.load(folder / "checkpoint.pt", weights_only=True)["global_step"] > 0
     assert (folder / "agent.pt").exists()
+
+
+def test_two_signals_are_one_wish(script):
+    """A scheduler tells the whole group to end, and then the group's parent tells its children."""
+    before = signal.getsignal(signal.SIGTERM)
+    with script.catch_signals() as signals:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert signals == [signal.SIGTERM, signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # a third one ends the process
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 class Reach(gymnasium.Env):
