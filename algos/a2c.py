@@ -8,11 +8,11 @@ The idea: play a few steps in many environments at once, ask a learned value fun
 went, and take one gradient step that makes better-than-expected actions more likely. No replay, no second look.
 
     grad J = E[ sum_t gamma^t grad log pi(a_t|s_t) A_t ]                     policy gradient theorem
-           = E_{s, a ~ d}[ grad log pi(a|s) A ] / (1 - gamma)                d: discounted visits, update
+           = E_{s, a ~ d}[ grad log pi(a|s) A ] / (1 - gamma)                d: discounted visits
     A_t = sum_l (gamma * lambda)^l delta_{t+l}, held constant                GAE, compute_gae
-        = r_t + gamma r_{t+1} + ... + gamma^n V(s_{t+n}) - V(s_t)            --gae-lambda 1: n steps, all that are left
+        = r_t + gamma r_{t+1} + ... + gamma^n V(s_{t+n}) - V(s_t)            --gae-lambda 1: the n-step advantage
     delta_t = r_t + gamma * (1 - terminated_t) * V(s_{t+1}) - V(s_t)         --gae-lambda 0: the TD error
-    loss = -E[ log pi A ] + vf_coef * E[ (V - (A + V_old))^2 ] / 2 - ent_coef * E[ entropy ]
+    loss = -E[ log pi A ] + vf_coef * E[ (V - (A + V_old))^2 ] / 2 - ent_coef * E[ entropy ]                  update
 
     python algos/a2c.py --env-id CartPole-v1                                               # actions to choose from
     python algos/a2c.py --env-id Walker2d-v4 --num-seeds 5                                 # continuous ones

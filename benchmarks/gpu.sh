@@ -22,7 +22,7 @@ tests)
     python -m pytest -o addopts='-m "not slow"' tests/test_cuda.py tests/test_replay.py --durations=20 --junitxml="$out/tests_cuda.xml"
     ;;
 speed)
-    python benchmarks/speed.py --device cuda --no-peers --repeats 1 --output "$out/speed" --algos "$@"
+    python benchmarks/speed.py --device cuda --no-peers --repeats 1 --output "$out/speed" --algos "${1:?which algorithms?}" "${@:2}"
     ;;
 train)
     timeout --foreground --preserve-status --kill-after 30 "${SECONDS_LIMIT:-540}" python benchmarks/run.py \
