@@ -333,8 +333,7 @@ def discounted_sums(rewards: Tensor, done: Tensor, carry: Tensor, gamma: float) 
 def clip_grad_norm(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
     """Clip the norm of each seed's gradient on its own. Returns the norms before, [S]."""
     gradients = [parameter.grad for parameter in parameters]
-    norms = torch.stack([torch.linalg.vector_norm(gradient, dim=(1, 2)) for gradient in gradients])
-    norm = torch.linalg.vector_norm(norms, dim=0)
+    norm = torch.linalg.vector_norm(torch.cat([gradient.flatten(1) for gradient in gradients], 1), dim=1)
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)[:, None, None]
     torch._foreach_mul_(gradients, [scale] * len(gradients))
     return norm
@@ -976,8 +975,9 @@ def capture(function: Callable[[], None], state: dict[str, Tensor], args: Args, 
 def optimizer_state(optimizer: torch.optim.Optimizer, name: str) -> dict[str, Tensor]:
     """The optimiser's tensors by name. A step with zero gradients, which moves nothing, makes them now: graphs and
     checkpoints refer to them before the first real step."""
-    for parameter in optimizer.param_groups[0]["params"]:
-        parameter.grad = torch.zeros_like(parameter)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
     state = {f"{name}.{i}.{key}": t for i, own in enumerate(optimizer.state.values()) for key, t in own.items()}

@@ -298,6 +298,17 @@ def test_compiled_gradient_steps_are_those_of_eager_execution(ppo, quick):
         torch.testing.assert_close(states[1][name], eager, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def test_actor_and_critic_have_a_learning_rate_each(ppo, quick):
+    """Adam's steps are of the size of the learning rate, so next to none stands still."""
+    spaces = (gymnasium.spaces.Box(-np.inf, np.inf, (4,)), gymnasium.spaces.Box(-3, 3, (1,)))  # InvertedPendulum-v4's
+    first = ppo.Agent(*spaces, ppo.Args()).state_dict()
+    for rates, still in (({"learning_rate": 1e-12}, "actor"), ({"critic_learning_rate": 1e-12}, "critic")):
+        (folder,) = ppo.train(ppo.Args(**quick | rates))
+        trained = torch.load(folder / "agent.pt", weights_only=True)["agent"]
+        for name in ("actor.0.weight", "critic.0.weight"):
+            assert torch.allclose(trained[name], first[name], atol=1e-7) == name.startswith(still), (rates, name)
+
+
 def test_the_standard_deviation_stays_above_its_floor(ppo):
     args = ppo.Args(num_seeds=2, num_envs=4, num_steps=8, num_minibatches=4, log_std_min=-1.0, log_std_init=-1.0)
     agent, optimizer = learner(ppo, args)
