@@ -2,14 +2,16 @@
 # What needs a CUDA device, each part in one call of under ten minutes:
 #
 #   benchmarks/gpu.sh tests                       # graphs against eager, CUDA against the CPU, host syncs
-#   benchmarks/gpu.sh speed ALGO ...              # rates, times of graph replays, kernels; one or two in a call
+#   benchmarks/gpu.sh speed ALGO ...              # rates, times of graph replays, kernels; one or two in a call,
+#                                                 # more with --variants graphs, without eager and compiled runs
 #   benchmarks/gpu.sh train ALGO TASK [SEEDS]     # one cell of the table; again on the same machine: goes on
 #
 # Results are files below $OUT, or benchmarks/results. Training stops at a checkpoint after $SECONDS_LIMIT seconds, with
-# exit status 143, so that the same call goes on from there.
+# exit status 143, so that the same call goes on from there, with SAC and DDPG's replay (but not Humanoid's 15 GB).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-benchmarks/results}
+python=${PYTHON:-python3}
 part=${1:-}
 shift || true
 case $part in
@@ -19,18 +21,26 @@ tests | speed | train)
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv | tee "$out/gpu.csv"
     ;;&
 tests)
-    python -m pytest -o addopts='-m "not slow"' tests/test_cuda.py tests/test_replay.py --durations=20 --junitxml="$out/tests_cuda.xml"
+    timeout --signal INT --foreground --preserve-status "${SECONDS_LIMIT:-540}" \
+        "$python" -m pytest -o addopts='-m "not slow"' tests/test_cuda.py tests/test_replay.py \
+        --durations=20 --junitxml="$out/tests_cuda.xml"
     ;;
 speed)
-    python benchmarks/speed.py --device cuda --no-peers --repeats 1 --output "$out/speed" --algos "${1:?which algorithms?}" "${@:2}"
+    "$python" benchmarks/speed.py --device cuda --no-peers --repeats 1 --output "$out/speed" --algos "${1:?which algorithms?}" "${@:2}"
     ;;
 train)
-    timeout --foreground --preserve-status --kill-after 30 "${SECONDS_LIMIT:-540}" python benchmarks/run.py \
-        --algos "$1" --env-ids "$2" --num-seeds "${3:-5}" --results "$out" -- --device cuda
+    flags=(--device cuda)
+    case $1 in sac | ddpg)
+        flags+=(--checkpoint-seconds 1e6) # a signal saves as well
+        [[ $2 == Humanoid* ]] || flags+=(--save-replay)
+        ;;
+    esac
+    timeout --foreground --preserve-status --kill-after 30 "${SECONDS_LIMIT:-540}" "$python" benchmarks/run.py \
+        --algos "$1" --env-ids "$2" --num-seeds "${3:-5}" --results "$out" -- "${flags[@]}"
     ;;
 tests | speed | train) ;;
 *)
-    sed -n '2,9s/^# \{0,1\}//p' "$0"
+    sed -n '2,10s/^# \{0,1\}//p' "$0"
     exit 2
     ;;
 esac

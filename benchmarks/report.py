@@ -406,7 +406,7 @@ def speed(folder: Path) -> str:
         peers = list(result["times_peer"])
         for seeds, share in result["of_envpool"].items():
             parts = {"simulator": 0.0, "policy": 0.0, "update": 0.0, "training": 0.0}
-            for name, part in result["parts"][seeds].items():
+            for name, part in result["parts"].get(seeds, {}).items():
                 kind = "policy" if name.startswith("act") else name
                 parts[kind if kind in parts else "update"] += part["share"]
             parts.pop("training")  # the whole

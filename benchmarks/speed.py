@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -39,6 +39,7 @@ NUM_ENVS = {"ppo_continuous": 64, "trpo": 64, "a2c": 8, "reinforce": 16, "sac": 
 MATRIX = "matrix product 256 x 256 x 256, FLOP/s"
 SEEDS = {"ppo_continuous": (1, 8)} | dict.fromkeys(("trpo", "a2c", "reinforce"), (1, 5, 8))
 SEEDS |= dict.fromkeys(OFF_POLICY, (1, 4, 8))
+VARIANTS = {"graphs": [], "eager": ["--no-cuda-graphs"], "compiled": ["--compile"]}
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Args:
     algos: tuple[str, ...] = (*ON_POLICY, *OFF_POLICY)  # scripts of algos/, without .py
     env_id: str = "Walker2d-v4"  # task
     device: str = "cpu"  # cpu or cuda, of our scripts
+    variants: tuple[Literal["graphs", "eager", "compiled"], ...] = ("graphs", "eager", "compiled")  # of them, on CUDA
     repeats: int = 3  # of each measurement
     peers: bool = True  # measure Stable-Baselines3 and sb3-contrib as well
     return_goal: float | None = None  # also time how long it takes to train to this mean return, ours and SB3's
@@ -225,18 +227,20 @@ def update_flop(algo: str, obs: int, actions: int, rows: int = 256, hidden: int 
     return 2 * rows * (actor_products + critic_products * (2 if algo == "sac" else 1))
 
 
+def numbers_of_seeds(algo: str, args: Args) -> tuple[int, ...]:
+    return SEEDS[algo] if args.device == "cpu" else (1, 8)
+
+
 def measurements(algo: str, args: Args) -> dict[str, Callable[[], float]]:
     """What is measured for an algorithm, by the name under which the table shows it."""
     plans: dict[str, Callable[[], float]] = {}
-    variants = {"": []}
-    if args.device != "cpu":
-        variants |= {", eager": ["--no-cuda-graphs"], ", compiled": ["--compile"]}
-    for seeds in SEEDS[algo]:
+    variants = args.variants if args.device != "cpu" else ("graphs",)
+    for seeds in numbers_of_seeds(algo, args):
         envs = NUM_ENVS[algo] * seeds
         plans[f"EnvPool alone, {envs} environments"] = functools.partial(envpool_raw, args.env_id, envs)
-    for seeds, (variant, flags) in itertools.product(SEEDS[algo], variants.items()):
-        name = f"{algo}, {seeds_text(seeds)}{variant}"
-        plans[name] = functools.partial(ours, algo, args.env_id, args.device, seeds, *flags)
+    for seeds, variant in itertools.product(numbers_of_seeds(algo, args), variants):
+        name = f"{algo}, {seeds_text(seeds)}" + f", {variant}" * (variant != "graphs")
+        plans[name] = functools.partial(ours, algo, args.env_id, args.device, seeds, *VARIANTS[variant])
     if algo == "ppo_continuous" and args.device != "cpu":
         plans["EnvPool alone, 1 environment"] = functools.partial(envpool_raw, args.env_id, 1)
         flags = ["--num-envs", "1", "--num-steps", "2048", "--num-minibatches", "32"]
@@ -269,7 +273,7 @@ def summary(algo: str, args: Args, values: dict[str, list[float]]) -> dict[str, 
     """Medians, and what follows from them."""
     rate = {name: statistics.median(each) for name, each in values.items()}
     flops = rate.pop(MATRIX, None)
-    own = {seeds: f"{algo}, {seeds_text(seeds)}" for seeds in SEEDS[algo]}
+    own = {seeds: f"{algo}, {seeds_text(seeds)}" for seeds in numbers_of_seeds(algo, args)}
     peers = [name for name in rate if not name.startswith((algo, "EnvPool"))]
     gpu = None
     if args.device != "cpu":
@@ -296,6 +300,12 @@ def summary(algo: str, args: Args, values: dict[str, list[float]]) -> dict[str, 
     return result
 
 
+def keep(result: dict[str, Any], args: Args) -> None:
+    args.output.mkdir(parents=True, exist_ok=True)
+    name = result["algo"] if args.device == "cpu" else f"{result['algo']}_cuda"
+    (args.output / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
 def main(args: Args) -> None:
     if args.worker:
         (algo,) = args.algos
@@ -307,7 +317,7 @@ def main(args: Args) -> None:
         for repeat in range(args.repeats):
             for name in list(values):
                 words = [sys.executable, __file__, "--env-id", args.env_id, "--algos", algo, "--worker", name]
-                words += ["--device", args.device, "--peer-python", str(args.peer_python)]
+                words += ["--device", args.device, "--peer-python", str(args.peer_python), "--variants", *args.variants]
                 for flag, checkout in (("--cleanrl", args.cleanrl), ("--leanrl", args.leanrl)):
                     words += [flag, str(checkout)] if checkout else []
                 done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
@@ -317,24 +327,27 @@ def main(args: Args) -> None:
                     continue
                 values[name].append(json.loads(done.stdout.splitlines()[-1]))
                 print(f"{algo} {repeat + 1}/{args.repeats}  {name:<42}{values[name][-1]:18,.0f}", flush=True)
-        if not all(f"{algo}, {seeds_text(seeds)}" in values for seeds in SEEDS[algo]):
+        if not all(f"{algo}, {seeds_text(seeds)}" in values for seeds in numbers_of_seeds(algo, args)):
             failed.append(algo)
             continue
         result = summary(algo, args, values)
         result["parts"] = {}
-        for seeds in SEEDS[algo]:
+        keep(result, args)  # what follows may fail, or be cut off
+        for seeds in numbers_of_seeds(algo, args):
             words = [sys.executable, str(Path(__file__).with_name("parts.py")), "--algo", algo]
             words += ["--env-id", args.env_id, "--device", args.device, "--num-seeds", str(seeds)]
-            done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+            done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
+            if done.returncode:
+                failed.append(f"parts of {algo} with {seeds_text(seeds)}")
+                continue
             result["parts"][seeds_text(seeds)] = json.loads(done.stdout[done.stdout.index("{") :])
+            keep(result, args)
         if args.return_goal is not None:
             seconds = {f"{algo}, 1 seed": seconds_to_goal(algo, args.env_id, 1, args.return_goal)}
             if args.peers and algo != "reinforce":
                 seconds["Stable-Baselines3"] = sb3(algo, args.env_id, args.return_goal)
             result["seconds_to_return"] = {"return": args.return_goal, **seconds}
-        args.output.mkdir(parents=True, exist_ok=True)
-        name = algo if args.device == "cpu" else f"{algo}_cuda"
-        (args.output / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+            keep(result, args)
         print(json.dumps(result, indent=2))
     if failed:
         raise SystemExit(f"not measured: {', '.join(failed)}")

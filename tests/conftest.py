@@ -31,8 +31,8 @@ for each in SCRIPTS:  # before a test imports EnvPool: what films needs is loade
 
 @pytest.fixture(params=SCRIPTS, ids=lambda path: path.stem)
 def script(request):
-    """Each script in turn, as a module."""
-    return load_script(request.param)
+    """Each script in turn, or those that a test names, as a module."""
+    return load_script(ROOT / "algos" / f"{request.param}.py" if isinstance(request.param, str) else request.param)
 
 
 @pytest.fixture(autouse=True)
