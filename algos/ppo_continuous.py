@@ -33,7 +33,8 @@ Details that matter:
     the simulator, while the log-probability is that of the action before clipping.
  6. Advantages are normalised once per iteration over the seed's whole batch, reset rows left out.
  7. Orthogonal initialisation (gain sqrt 2, the policy's last layer 0.01), state-independent standard deviation, Adam
-    with epsilon 1e-5, learning rates annealed linearly to 0 (the critic's is twice the actor's), gradient norm clipped.
+    with epsilon 1e-5, gradient norm clipped. Learning rates (the critic's is twice the actor's) and, as the paper does
+    on Atari, the ratio's epsilon are annealed linearly to 0.
  8. The standard deviation has a floor. Where a task is all but solved, advantages are mostly the critic's error, and
     the gradient of the mean grows like 1 / sigma: without a floor such noise undoes a perfect policy.
  9. Under torchrun every rank steps num_envs environments of its own per seed, and every update is that of the union of
@@ -107,7 +108,8 @@ class Args:
     update_epochs: int = 10  # passes over the batch per iteration
     num_minibatches: int = 16  # minibatches per pass
     norm_adv: bool = True  # normalise advantages
-    clip_coef: float = 0.1  # epsilon of the clipped ratio
+    clip_coef: float = 0.2  # epsilon of the clipped ratio, at the start
+    anneal_clip: bool = True  # let epsilon fall linearly to 0
     kl_coef: float | None = None  # use the KL penalty, with this first coefficient, instead of the clipped ratio
     target_kl: float = 0.01  # KL(old, new) per iteration around which the penalty's coefficient doubles or halves
     clip_vloss: bool = False  # clip the change of the value as well, by clip_coef
@@ -322,8 +324,8 @@ def discounted_sums(rewards: Tensor, done: Tensor, carry: Tensor, gamma: float) 
     return sums
 
 
-def policy_loss_clip(ratio: Tensor, advantages: Tensor, valid: Tensor, clip_coef: float) -> Tensor:
-    """Minus eq. 7 of the paper, per seed."""
+def policy_loss_clip(ratio: Tensor, advantages: Tensor, valid: Tensor, clip_coef: Tensor) -> Tensor:
+    """Minus eq. 7 of the paper, per seed; clip_coef is a scalar."""
     clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
     return -masked_mean(torch.minimum(ratio * advantages, clipped * advantages), valid)
 
@@ -333,7 +335,7 @@ def policy_loss_kl(ratio: Tensor, advantages: Tensor, valid: Tensor, kl: Tensor,
     return -masked_mean(ratio * advantages, valid) + kl_coef * masked_mean(kl, valid)
 
 
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, valid: Tensor, clip_coef: float | None) -> Tensor:
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, valid: Tensor, clip_coef: Tensor | None) -> Tensor:
     """Half the mean squared error, per seed; with `clip_coef` the worse of that and of the value moved that far."""
     error = (values - returns).square()
     if clip_coef is not None:
@@ -392,7 +394,12 @@ LOSSES = ("policy_loss", "value_loss", "entropy", "clipfrac", "grad_norm", "appr
 
 
 def update_minibatch(
-    agent: Agent, optimizer: torch.optim.Optimizer, minibatch: dict[str, Tensor], kl_coef: Tensor, args: Args
+    agent: Agent,
+    optimizer: torch.optim.Optimizer,
+    minibatch: dict[str, Tensor],
+    clip_coef: Tensor,
+    kl_coef: Tensor,
+    args: Args,
 ) -> dict[str, Tensor]:
     """One step of Adam on a minibatch of every seed, rows [S, M, ...]. Returns losses, [S] each."""
     b, valid = minibatch, minibatch["valid"]
@@ -400,17 +407,17 @@ def update_minibatch(
     log_ratio = normal_log_prob(b["actions"], mean, agent.log_std) - b["old_log_probs"]
     ratio = torch.where(valid, log_ratio, 0.0).exp()  # masked here too: 0 * inf in the gradient would be NaN
     if args.kl_coef is None:
-        policy_loss = policy_loss_clip(ratio, b["advantages"], valid, args.clip_coef)
+        policy_loss = policy_loss_clip(ratio, b["advantages"], valid, clip_coef)
     else:
         kl = normal_kl(b["old_mean"], b["old_log_std"], mean, agent.log_std)
         policy_loss = policy_loss_kl(ratio, b["advantages"], valid, kl, kl_coef)
     values = agent.critic(b["obs"]).squeeze(-1)
-    v_loss = value_loss(values, b["old_values"], b["returns"], valid, args.clip_coef if args.clip_vloss else None)
+    v_loss = value_loss(values, b["old_values"], b["returns"], valid, clip_coef if args.clip_vloss else None)
     entropy = normal_entropy(agent.log_std).squeeze(1)
     loss = policy_loss + args.vf_coef * v_loss - args.ent_coef * entropy
     optimizer.zero_grad()
     loss.sum().backward()
-    clipfrac = masked_mean(((ratio - 1).abs() > args.clip_coef).float(), valid)
+    clipfrac = masked_mean(((ratio - 1).abs() > clip_coef).float(), valid)
     terms = {"policy_loss": policy_loss, "value_loss": v_loss, "entropy": entropy, "clipfrac": clipfrac}
     terms = {name: term.detach() for name, term in terms.items()}
     parameters = list(agent.parameters())
@@ -469,8 +476,9 @@ def train(args: Args) -> list[Path]:
     check_spaces(envs, args, gymnasium.spaces.Box)
     action_shape = envs.single_action_space.shape
     agent = Agent(envs.single_observation_space, envs.single_action_space, args).to(device)
-    # The rates are tensors: a graph would keep a number for ever
-    learning_rate, critic_rate = torch.tensor([args.learning_rate, args.critic_learning_rate], device=device)
+    annealed = (args.learning_rate, args.critic_learning_rate, args.clip_coef)
+    # Tensors: a graph would keep a number for ever
+    learning_rate, critic_rate, clip_coef = (torch.tensor(value, device=device) for value in annealed)
     groups = [{"params": [*agent.actor.parameters(), agent.log_std]}]
     groups += [{"params": list(agent.critic.parameters()), "lr": critic_rate}]
     optimizer = torch.optim.Adam(groups, learning_rate, eps=1e-5, fused=True, capturable=on_cuda)
@@ -513,7 +521,7 @@ def train(args: Args) -> list[Path]:
         shuffled = {name: tensor[seed_index, order] for name, tensor in batch.items()}
         for i in range(0, args.batch_size, args.minibatch_size):
             minibatch = {name: tensor[:, i : i + args.minibatch_size] for name, tensor in shuffled.items()}
-            terms = gradient_step(agent, optimizer, minibatch, kl_coef, args)
+            terms = gradient_step(agent, optimizer, minibatch, clip_coef, kl_coef, args)
             share = 1 / (args.update_epochs * args.num_minibatches)
             torch._foreach_add_([losses[name] for name in terms], list(terms.values()), alpha=share)
 
@@ -549,9 +557,10 @@ def train(args: Args) -> list[Path]:
                 rollout[name].copy_(tensor, non_blocking=True)
 
             # Advantages once, then several passes over the batch
-            remaining = 1 - step / last if args.anneal_lr else 1
-            learning_rate.fill_(args.learning_rate * remaining)
-            critic_rate.fill_(args.critic_learning_rate * remaining)
+            remaining = 1 - step / last
+            learning_rate.fill_(args.learning_rate * (remaining if args.anneal_lr else 1))
+            critic_rate.fill_(args.critic_learning_rate * (remaining if args.anneal_lr else 1))
+            clip_coef.fill_(args.clip_coef * (remaining if args.anneal_clip else 1))
             prepare()
             for _ in range(args.update_epochs):
                 update_epoch()
