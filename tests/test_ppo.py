@@ -309,6 +309,23 @@ def test_actor_and_critic_have_a_learning_rate_each(ppo, quick):
             assert torch.allclose(trained[name], first[name], atol=1e-7) == name.startswith(still), (rates, name)
 
 
+@pytest.mark.parametrize("anneal", [True, False])
+def test_learning_rates_and_epsilon_fall_linearly(ppo, quick, monkeypatch, anneal):
+    seen, update_minibatch = [], ppo.update_minibatch
+
+    def watched(agent, optimizer, minibatch, clip_coef, *rest):
+        seen.append([*(group["lr"].item() for group in optimizer.param_groups), clip_coef.item()])
+        return update_minibatch(agent, optimizer, minibatch, clip_coef, *rest)
+
+    monkeypatch.setattr(ppo, "update_minibatch", watched)
+    args = ppo.Args(**quick, anneal_lr=anneal, anneal_clip=anneal)
+    ppo.train(args)
+    steps = np.arange(0, args.total_timesteps, args.batch_size).repeat(args.update_epochs * args.num_minibatches)
+    remaining = 1 - steps / args.total_timesteps if anneal else np.ones(len(steps))
+    starts = [args.learning_rate, args.critic_learning_rate, args.clip_coef]
+    np.testing.assert_allclose(seen, np.outer(remaining, starts), rtol=1e-5)
+
+
 def test_the_standard_deviation_stays_above_its_floor(ppo):
     args = ppo.Args(num_seeds=2, num_envs=4, num_steps=8, num_minibatches=4, log_std_min=-1.0, log_std_init=-1.0)
     agent, optimizer = learner(ppo, args)
