@@ -933,9 +933,8 @@ def capture(function: Callable[[], None], state: dict[str, Tensor], args: Args, 
 def optimizer_state(optimizer: torch.optim.Optimizer, name: str) -> dict[str, Tensor]:
     """The optimiser's tensors by name. A step with zero gradients, which moves nothing, makes them now: graphs and
     checkpoints refer to them before the first real step."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
     state = {f"{name}.{i}.{key}": t for i, own in enumerate(optimizer.state.values()) for key, t in own.items()}

@@ -33,8 +33,7 @@ Details that matter:
     the simulator, while the log-probability is that of the action before clipping.
  6. Advantages are normalised once per iteration over the seed's whole batch, reset rows left out.
  7. Orthogonal initialisation (gain sqrt 2, the policy's last layer 0.01), state-independent standard deviation, Adam
-    with epsilon 1e-5, gradient norm clipped. Learning rates (the critic's is twice the actor's) and, as the paper does
-    on Atari, the ratio's epsilon are annealed linearly to 0.
+    with epsilon 1e-5, learning rate annealed linearly to 0, gradient norm clipped.
  8. The standard deviation has a floor. Where a task is all but solved, advantages are mostly the critic's error, and
     the gradient of the mean grows like 1 / sigma: without a floor such noise undoes a perfect policy.
  9. Under torchrun every rank steps num_envs environments of its own per seed, and every update is that of the union of
@@ -100,16 +99,15 @@ class Args:
 
     # Algorithm
     num_steps: int = 32  # steps of each environment per iteration (T)
-    learning_rate: float = 5e-4  # of the actor's Adam, at the start
-    critic_learning_rate: float = 1e-3  # of the critic's
-    anneal_lr: bool = True  # let the learning rates fall linearly to 0
+    learning_rate: float = 5e-4  # of Adam, at the start
+    anneal_lr: bool = True  # let the learning rate fall linearly to 0
     gamma: float = 0.99  # discount factor
     gae_lambda: float = 0.95  # of generalised advantage estimation: 0 is the TD error, 1 the n-step advantage
     update_epochs: int = 10  # passes over the batch per iteration
     num_minibatches: int = 16  # minibatches per pass
     norm_adv: bool = True  # normalise advantages
     clip_coef: float = 0.2  # epsilon of the clipped ratio, at the start
-    anneal_clip: bool = True  # let epsilon fall linearly to 0
+    anneal_clip: bool = False  # let epsilon fall linearly to 0, as the paper does on Atari
     kl_coef: float | None = None  # use the KL penalty, with this first coefficient, instead of the clipped ratio
     target_kl: float = 0.01  # KL(old, new) per iteration around which the penalty's coefficient doubles or halves
     clip_vloss: bool = False  # clip the change of the value as well, by clip_coef
@@ -118,7 +116,7 @@ class Args:
     max_grad_norm: float = 0.5  # norm to which each seed's gradient is clipped
     hidden_size: int = 64  # units in each of the two hidden layers
     log_std_init: float = -0.5  # logarithm of the first standard deviation, in units of half the action range
-    log_std_min: float = -1.5  # floor of that logarithm
+    log_std_min: float = -2.0  # floor of that logarithm
 
     # Speed
     env_threads: int = 0  # threads of EnvPool; 0 is one per core
@@ -420,7 +418,7 @@ def update_minibatch(
     clipfrac = masked_mean(((ratio - 1).abs() > clip_coef).float(), valid)
     terms = {"policy_loss": policy_loss, "value_loss": v_loss, "entropy": entropy, "clipfrac": clipfrac}
     terms = {name: term.detach() for name, term in terms.items()}
-    parameters = list(agent.parameters())
+    parameters = optimizer.param_groups[0]["params"]
     average_over_ranks([*(parameter.grad for parameter in parameters), *terms.values()], valid)
     terms["grad_norm"] = clip_grad_norm(parameters, args.max_grad_norm)
     optimizer.step()
@@ -476,12 +474,9 @@ def train(args: Args) -> list[Path]:
     check_spaces(envs, args, gymnasium.spaces.Box)
     action_shape = envs.single_action_space.shape
     agent = Agent(envs.single_observation_space, envs.single_action_space, args).to(device)
-    annealed = (args.learning_rate, args.critic_learning_rate, args.clip_coef)
-    # Tensors: a graph would keep a number for ever
-    learning_rate, critic_rate, clip_coef = (torch.tensor(value, device=device) for value in annealed)
-    groups = [{"params": [*agent.actor.parameters(), agent.log_std]}]
-    groups += [{"params": list(agent.critic.parameters()), "lr": critic_rate}]
-    optimizer = torch.optim.Adam(groups, learning_rate, eps=1e-5, fused=True, capturable=on_cuda)
+    learning_rate = torch.tensor(args.learning_rate, device=device)  # a tensor: a graph would keep a number for ever
+    clip_coef = torch.tensor(args.clip_coef, device=device)
+    optimizer = torch.optim.Adam(agent.parameters(), learning_rate, eps=1e-5, fused=True, capturable=on_cuda)
     kl_coef = torch.full((S,), args.kl_coef or 0.0, device=device)
     state = agent.state_dict() | optimizer_state(optimizer, "adam") | {"kl_coef": kl_coef}  # all that training changes
     if saved:
@@ -559,7 +554,6 @@ def train(args: Args) -> list[Path]:
             # Advantages once, then several passes over the batch
             remaining = 1 - step / last
             learning_rate.fill_(args.learning_rate * (remaining if args.anneal_lr else 1))
-            critic_rate.fill_(args.critic_learning_rate * (remaining if args.anneal_lr else 1))
             clip_coef.fill_(args.clip_coef * (remaining if args.anneal_clip else 1))
             prepare()
             for _ in range(args.update_epochs):
@@ -1040,9 +1034,8 @@ def capture(function: Callable[[], None], state: dict[str, Tensor], args: Args, 
 def optimizer_state(optimizer: torch.optim.Optimizer, name: str) -> dict[str, Tensor]:
     """The optimiser's tensors by name. A step with zero gradients, which moves nothing, makes them now: graphs and
     checkpoints refer to them before the first real step."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
     state = {f"{name}.{i}.{key}": t for i, own in enumerate(optimizer.state.values()) for key, t in own.items()}
