@@ -199,7 +199,7 @@ def test_a_worker_without_the_project_runs_the_script_as_sent_and_returns_what_i
     pytest.importorskip("ray")
     launcher = load_script(ROOT / "benchmarks" / "ray_launcher.py")
     script, runs = (ROOT / "algos" / "a2c.py").read_bytes(), tmp_path / "runs"
-    words = ["--env-id", "InvertedPendulum-v4", "--total-timesteps", "256", "--num-evaluations", "0"]
+    words = ["--env-id", "InvertedPendulum-v4", "--total-timesteps", "1024", "--num-evaluations", "0"]
     status, files = launcher.train(script, tmp_path / "elsewhere" / "a2c.py", [*words, "--run-dir", str(runs)], runs)
     assert status == 0, files["output.txt"].decode()
     assert sorted(name.rpartition("/")[2] for name in files) == ["config.json", "metrics.csv", "output.txt"]
