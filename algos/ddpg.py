@@ -8,7 +8,7 @@ The idea: Q-learning for continuous actions. The maximum over actions is replace
 it, by the gradient that runs from Q through the action; noise on the action explores, a replay remembers.
 
     y = r + gamma * (1 - terminated) * Q_target(s', pi_target(s'))           td_target
-    critic: min E[ (Q(s, a) - y)^2 ]                                         algorithm 1
+    critic: min E[ (Q(s, a) - y)^2 ]                                         algorithm 1, update
     actor: max E[ Q(s, pi(s)) ],  grad J = E[ grad_a Q(s, a) grad pi(s) ]    deterministic policy gradient (eq. 6)
     Q_target <- (1 - tau) * Q_target + tau * Q,  and pi_target likewise      Polyak averaging
     a = clip(pi(s) + sigma * xi)                                             exploration

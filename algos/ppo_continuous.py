@@ -474,8 +474,8 @@ def train(args: Args) -> list[Path]:
     check_spaces(envs, args, gymnasium.spaces.Box)
     action_shape = envs.single_action_space.shape
     agent = Agent(envs.single_observation_space, envs.single_action_space, args).to(device)
-    learning_rate = torch.tensor(args.learning_rate, device=device)  # a tensor: a graph would keep a number for ever
-    clip_coef = torch.tensor(args.clip_coef, device=device)
+    # What is annealed is a tensor: a graph would keep a number for ever
+    learning_rate, clip_coef = (torch.tensor(x, device=device) for x in (args.learning_rate, args.clip_coef))
     optimizer = torch.optim.Adam(agent.parameters(), learning_rate, eps=1e-5, fused=True, capturable=on_cuda)
     kl_coef = torch.full((S,), args.kl_coef or 0.0, device=device)
     state = agent.state_dict() | optimizer_state(optimizer, "adam") | {"kl_coef": kl_coef}  # all that training changes
@@ -514,10 +514,10 @@ def train(args: Args) -> list[Path]:
     def update_epoch() -> None:
         order = torch.rand(S, args.batch_size, device=device).argsort(dim=1)
         shuffled = {name: tensor[seed_index, order] for name, tensor in batch.items()}
+        share = 1 / (args.update_epochs * args.num_minibatches)
         for i in range(0, args.batch_size, args.minibatch_size):
             minibatch = {name: tensor[:, i : i + args.minibatch_size] for name, tensor in shuffled.items()}
             terms = gradient_step(agent, optimizer, minibatch, clip_coef, kl_coef, args)
-            share = 1 / (args.update_epochs * args.num_minibatches)
             torch._foreach_add_([losses[name] for name in terms], list(terms.values()), alpha=share)
 
     def finish() -> None:

@@ -8,10 +8,12 @@ The idea: want reward and randomness. A policy that is as random as its task all
 replay of all that was ever seen makes each step count many times.
 
     J = E[ sum_t gamma^t (r_t + alpha * H(pi(.|s_t))) ]                      maximum-entropy objective
-    y = r + gamma * (1 - terminated) * (min_j Q_target_j(s', a') - alpha * log pi(a'|s')),  a' ~ pi(.|s')       eq. 3
-    critic: min E[ (Q_j(s, a) - y)^2 ],  j = 1, 2                            eq. 5, two against overestimation
-    actor: min E[ alpha * log pi(a|s) - min_j Q_j(s, a) ],  a = tanh(mu(s) + sigma(s) * xi)                     eq. 9
-    alpha: min E[ -alpha * (log pi(a|s) + target_entropy) ]                  eq. 18
+    V(s') = min_j Q_target_j(s', a') - alpha * log pi(a'|s'),  a' ~ pi       eq. 3
+    y = r + gamma * (1 - terminated) * V(s')                                 td_target
+    critic: min E[ (Q_j(s, a) - y)^2 ],  j = 1, 2                            eq. 5, update; two against overestimation
+    actor: min E[ alpha * log pi(a|s) - min_j Q_j(s, a) ]                    eq. 9, update
+    a = scale * tanh(mu(s) + sigma(s) * xi) + bias                           Agent.sample, squashed_log_prob
+    alpha: min E[ -alpha * (log pi(a|s) + target_entropy) ]                  eq. 18, alpha_loss
     Q_target <- (1 - tau) * Q_target + tau * Q                               Polyak averaging
 
     python algos/sac.py --env-id HalfCheetah-v4

@@ -29,10 +29,10 @@ for each in SCRIPTS:  # before a test imports EnvPool: what films needs is loade
     load_script(each)
 
 
-@pytest.fixture(params=SCRIPTS, ids=lambda path: path.stem)
+@pytest.fixture(params=[path.stem for path in SCRIPTS])
 def script(request):
     """Each script in turn, or those that a test names, as a module."""
-    return load_script(ROOT / "algos" / f"{request.param}.py" if isinstance(request.param, str) else request.param)
+    return load_script(ROOT / "algos" / f"{request.param}.py")
 
 
 @pytest.fixture(autouse=True)
