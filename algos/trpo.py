@@ -32,8 +32,9 @@ Details that matter:
  4. The number of conjugate gradient iterations is fixed and a division by 0 gives 0: once it has converged it stands
     still. F is damped, in x^T F x too, so that directions that hardly move the policy do not get an endless step: the
     whole step's KL is a little less than delta.
- 5. The candidates of the line search are further members of the seed axis: one forward pass judges them all, and the
-    longest that is good is taken. Where none is, the parameters stay exactly as they were (losses/accepted is 0).
+ 5. The longest good candidate of the line search is taken; where none is good, the parameters stay exactly as they were
+    (losses/accepted is 0). On CUDA all candidates are further members of the seed axis, judged by one forward pass; on
+    a CPU they are judged one by one, since one of the first few is nearly always good.
  6. Observations and rewards are normalised by running statistics that stand still during an iteration, and clipped at
     10 deviations. Evaluation uses the same statistics, frozen, and the return as the task gives it.
  7. A policy is a softmax over actions or a normal, whichever the task takes. The unit of a normal is half the action
@@ -425,25 +426,31 @@ def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, iteration
 
 @torch.no_grad()
 def line_search(
-    agent: Agent, step: Tensor, old_policy: tuple[Tensor, ...], batch: dict[str, Tensor], args: Args
+    agent: Agent, step: Tensor, old_policy: tuple[Tensor, ...], batch: dict[str, Tensor], args: Args, at_once: int
 ) -> tuple[Tensor, Tensor]:
     """The longest of the candidates theta_old + decay^j * step, [S, P], that improves the surrogate and keeps the KL
-    within target_kl, and its decay^j, [S]; theta_old and 0 where there is none."""
-    S, K = len(step), args.line_search_steps
-    theta_old = flatten(agent.policy_parameters())
-    lengths = args.line_search_decay ** torch.arange(K, device=step.device)
-    candidates = theta_old + lengths[:, None, None] * step  # [K, S, P]
-    obs, actions = (batch[name].repeat(K, 1, 1) for name in ("obs", "actions"))  # [K * S, B, ...]
-    advantages, valid = (batch[name].repeat(K, 1) for name in ("advantages", "valid"))
-    policy = agent.policy_of(unflatten(candidates.flatten(0, 1), agent.policy_parameters()), obs)
-    old_policy = tuple(part.repeat(K, 1, 1) for part in old_policy)
-    ratio = (log_prob(actions, policy) - log_prob(actions, old_policy)).exp()
-    gain = masked_mean((ratio - 1) * advantages, valid).unflatten(0, (K, S))
-    kl = masked_mean(kl_divergence(old_policy, policy), valid).unflatten(0, (K, S))
-    good = (gain > 0) & (kl <= args.target_kl)  # false for NaN
-    first, found = good.float().argmax(0), good.any(0)
-    theta = torch.where(found[:, None], candidates[first, torch.arange(S, device=step.device)], theta_old)
-    return theta, torch.where(found, lengths[first], 0.0)
+    within target_kl, and its decay^j, [S]; theta_old and 0 where there is none. Judges `at_once` candidates in one
+    forward pass, and no more passes than it takes until every seed has its own."""
+    lengths = args.line_search_decay ** torch.arange(args.line_search_steps, device=step.device)
+    theta_old, seeds = flatten(agent.policy_parameters()), torch.arange(len(step), device=step.device)
+    theta, length = theta_old, torch.zeros_like(step[:, 0])
+    old_log_prob = log_prob(batch["actions"], old_policy)
+    for some in lengths.split(at_once):
+        K = len(some)
+        candidates = theta_old + some[:, None, None] * step  # [K, S, P]
+        obs, actions, *old = (x.repeat(K, 1, 1) for x in (batch["obs"], batch["actions"], *old_policy))  # [K * S, B, .]
+        policy = agent.policy_of(unflatten(candidates.flatten(0, 1), agent.policy_parameters()), obs)
+        ratio = (log_prob(actions, policy) - old_log_prob.repeat(K, 1)).exp()
+        valid = batch["valid"].repeat(K, 1)
+        gain = masked_mean((ratio - 1) * batch["advantages"].repeat(K, 1), valid).unflatten(0, (K, -1))
+        kl = masked_mean(kl_divergence(tuple(old), policy), valid).unflatten(0, (K, -1))
+        good = (gain > 0) & (kl <= args.target_kl) & (length == 0)  # false for NaN and where a longer one was good
+        first, found = good.float().argmax(0), good.any(0)
+        theta = torch.where(found[:, None], candidates[first, seeds], theta)
+        length = torch.where(found, some[first], length)
+        if len(lengths) > K and length.all():
+            break
+    return theta, length
 
 
 LOSSES = ("policy_loss", "value_loss", "entropy", "approx_kl", "accepted", "step_length", "explained_variance")
@@ -467,7 +474,8 @@ def update_policy(agent: Agent, batch: dict[str, Tensor], args: Args) -> dict[st
         ends.copy_(torch.maximum(ends, args.log_std_min - agent.log_std.detach().squeeze(1)))
     with torch.no_grad():
         if args.line_search_steps:
-            theta, length = line_search(agent, step, old_policy, batch, args)
+            at_once = args.line_search_steps if step.is_cuda else 1  # a graph cannot stop early
+            theta, length = line_search(agent, step, old_policy, batch, args, at_once)
         else:
             length = step.isfinite().all(1).float()
             theta = torch.where(length[:, None] > 0, flatten(parameters) + step, flatten(parameters))
