@@ -106,8 +106,7 @@ class Args:
     update_epochs: int = 10  # passes over the batch per iteration
     num_minibatches: int = 16  # minibatches per pass
     norm_adv: bool = True  # normalise advantages
-    clip_coef: float = 0.2  # epsilon of the clipped ratio, at the start
-    anneal_clip: bool = False  # let epsilon fall linearly to 0, as the paper does on Atari
+    clip_coef: float = 0.2  # epsilon of the clipped ratio
     kl_coef: float | None = None  # use the KL penalty, with this first coefficient, instead of the clipped ratio
     target_kl: float = 0.01  # KL(old, new) per iteration around which the penalty's coefficient doubles or halves
     clip_vloss: bool = False  # clip the change of the value as well, by clip_coef
@@ -322,8 +321,8 @@ def discounted_sums(rewards: Tensor, done: Tensor, carry: Tensor, gamma: float) 
     return sums
 
 
-def policy_loss_clip(ratio: Tensor, advantages: Tensor, valid: Tensor, clip_coef: Tensor) -> Tensor:
-    """Minus eq. 7 of the paper, per seed; clip_coef is a scalar."""
+def policy_loss_clip(ratio: Tensor, advantages: Tensor, valid: Tensor, clip_coef: float) -> Tensor:
+    """Minus eq. 7 of the paper, per seed."""
     clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
     return -masked_mean(torch.minimum(ratio * advantages, clipped * advantages), valid)
 
@@ -333,7 +332,7 @@ def policy_loss_kl(ratio: Tensor, advantages: Tensor, valid: Tensor, kl: Tensor,
     return -masked_mean(ratio * advantages, valid) + kl_coef * masked_mean(kl, valid)
 
 
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, valid: Tensor, clip_coef: Tensor | None) -> Tensor:
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, valid: Tensor, clip_coef: float | None) -> Tensor:
     """Half the mean squared error, per seed; with `clip_coef` the worse of that and of the value moved that far."""
     error = (values - returns).square()
     if clip_coef is not None:
@@ -392,12 +391,7 @@ LOSSES = ("policy_loss", "value_loss", "entropy", "clipfrac", "grad_norm", "appr
 
 
 def update_minibatch(
-    agent: Agent,
-    optimizer: torch.optim.Optimizer,
-    minibatch: dict[str, Tensor],
-    clip_coef: Tensor,
-    kl_coef: Tensor,
-    args: Args,
+    agent: Agent, optimizer: torch.optim.Optimizer, minibatch: dict[str, Tensor], kl_coef: Tensor, args: Args
 ) -> dict[str, Tensor]:
     """One step of Adam on a minibatch of every seed, rows [S, M, ...]. Returns losses, [S] each."""
     b, valid = minibatch, minibatch["valid"]
@@ -405,17 +399,17 @@ def update_minibatch(
     log_ratio = normal_log_prob(b["actions"], mean, agent.log_std) - b["old_log_probs"]
     ratio = torch.where(valid, log_ratio, 0.0).exp()  # masked here too: 0 * inf in the gradient would be NaN
     if args.kl_coef is None:
-        policy_loss = policy_loss_clip(ratio, b["advantages"], valid, clip_coef)
+        policy_loss = policy_loss_clip(ratio, b["advantages"], valid, args.clip_coef)
     else:
         kl = normal_kl(b["old_mean"], b["old_log_std"], mean, agent.log_std)
         policy_loss = policy_loss_kl(ratio, b["advantages"], valid, kl, kl_coef)
     values = agent.critic(b["obs"]).squeeze(-1)
-    v_loss = value_loss(values, b["old_values"], b["returns"], valid, clip_coef if args.clip_vloss else None)
+    v_loss = value_loss(values, b["old_values"], b["returns"], valid, args.clip_coef if args.clip_vloss else None)
     entropy = normal_entropy(agent.log_std).squeeze(1)
     loss = policy_loss + args.vf_coef * v_loss - args.ent_coef * entropy
     optimizer.zero_grad()
     loss.sum().backward()
-    clipfrac = masked_mean(((ratio - 1).abs() > clip_coef).float(), valid)
+    clipfrac = masked_mean(((ratio - 1).abs() > args.clip_coef).float(), valid)
     terms = {"policy_loss": policy_loss, "value_loss": v_loss, "entropy": entropy, "clipfrac": clipfrac}
     terms = {name: term.detach() for name, term in terms.items()}
     parameters = optimizer.param_groups[0]["params"]
@@ -474,8 +468,7 @@ def train(args: Args) -> list[Path]:
     check_spaces(envs, args, gymnasium.spaces.Box)
     action_shape = envs.single_action_space.shape
     agent = Agent(envs.single_observation_space, envs.single_action_space, args).to(device)
-    # What is annealed is a tensor: a graph would keep a number for ever
-    learning_rate, clip_coef = (torch.tensor(x, device=device) for x in (args.learning_rate, args.clip_coef))
+    learning_rate = torch.tensor(args.learning_rate, device=device)  # a tensor: a graph would keep a number for ever
     optimizer = torch.optim.Adam(agent.parameters(), learning_rate, eps=1e-5, fused=True, capturable=on_cuda)
     kl_coef = torch.full((S,), args.kl_coef or 0.0, device=device)
     state = agent.state_dict() | optimizer_state(optimizer, "adam") | {"kl_coef": kl_coef}  # all that training changes
@@ -517,7 +510,7 @@ def train(args: Args) -> list[Path]:
         share = 1 / (args.update_epochs * args.num_minibatches)
         for i in range(0, args.batch_size, args.minibatch_size):
             minibatch = {name: tensor[:, i : i + args.minibatch_size] for name, tensor in shuffled.items()}
-            terms = gradient_step(agent, optimizer, minibatch, clip_coef, kl_coef, args)
+            terms = gradient_step(agent, optimizer, minibatch, kl_coef, args)
             torch._foreach_add_([losses[name] for name in terms], list(terms.values()), alpha=share)
 
     def finish() -> None:
@@ -552,9 +545,7 @@ def train(args: Args) -> list[Path]:
                 rollout[name].copy_(tensor, non_blocking=True)
 
             # Advantages once, then several passes over the batch
-            remaining = 1 - step / last
-            learning_rate.fill_(args.learning_rate * (remaining if args.anneal_lr else 1))
-            clip_coef.fill_(args.clip_coef * (remaining if args.anneal_clip else 1))
+            learning_rate.fill_(args.learning_rate * (1 - step / last if args.anneal_lr else 1))
             prepare()
             for _ in range(args.update_epochs):
                 update_epoch()

@@ -101,7 +101,7 @@ def one_update(script):
     def ppo():
         batch = script.compute_batch(agent, rollout, carry, args)
         minibatch = {name: x[:, :8] for name, x in batch.items()}
-        script.update_minibatch(agent, optimizer, minibatch, torch.tensor(0.2, device="cuda"), two[:, 0], args)
+        script.update_minibatch(agent, optimizer, minibatch, two[:, 0], args)
         script.finish_iteration(agent, rollout, batch, two[:, 0], args)
 
     def trpo():

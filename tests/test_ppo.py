@@ -48,7 +48,7 @@ def iteration(ppo, agent, optimizer, rollout, args, kl_coef=None, epochs=3):
     for _ in range(epochs):
         for i in range(0, args.batch_size, args.minibatch_size):
             minibatch = {name: x[:, i : i + args.minibatch_size] for name, x in batch.items()}
-            losses = ppo.update_minibatch(agent, optimizer, minibatch, torch.tensor(0.2), kl_coef, args)
+            losses = ppo.update_minibatch(agent, optimizer, minibatch, kl_coef, args)
     losses |= ppo.finish_iteration(agent, rollout, batch, kl_coef, args)
     return losses, [parameter.grad.clone() for parameter in agent.parameters()]
 
@@ -130,7 +130,7 @@ def test_the_first_ratio_is_one(ppo):
     args = ppo.Args(num_seeds=2, num_envs=4, num_steps=8, num_minibatches=1, norm_adv=False)
     agent, optimizer = learner(ppo, args)
     batch = ppo.compute_batch(agent, random_rollout(ppo, args), torch.zeros(2, 4), args)
-    losses = ppo.update_minibatch(agent, optimizer, batch, torch.tensor(0.2), torch.zeros(2), args)
+    losses = ppo.update_minibatch(agent, optimizer, batch, torch.zeros(2), args)
     assert losses["clipfrac"].tolist() == [0, 0]
     assert torch.allclose(losses["policy_loss"], -ppo.masked_mean(batch["advantages"], batch["valid"]), atol=1e-6)
 
@@ -141,7 +141,7 @@ def test_clipped_loss_by_hand(ppo):
     valid = torch.tensor([[True, True, True, True, False]])
     # min(3, 2.4), min(-3, -2.4), min(1, 1.6), min(-1, -1.6)
     expected = -(2.4 - 3.0 + 1.0 - 1.6) / 4
-    assert ppo.policy_loss_clip(ratio, advantages, valid, torch.tensor(0.2)).item() == pytest.approx(expected, abs=1e-6)
+    assert ppo.policy_loss_clip(ratio, advantages, valid, 0.2).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_kl_penalty_by_hand(ppo):
@@ -299,20 +299,19 @@ def test_compiled_gradient_steps_are_those_of_eager_execution(ppo, quick):
 
 
 @pytest.mark.parametrize("anneal", [True, False])
-def test_learning_rate_and_epsilon_fall_linearly(ppo, quick, monkeypatch, anneal):
+def test_the_learning_rate_falls_linearly(ppo, quick, monkeypatch, anneal):
     seen, update_minibatch = [], ppo.update_minibatch
 
-    def watched(agent, optimizer, minibatch, clip_coef, *rest):
-        seen.append([optimizer.param_groups[0]["lr"].item(), clip_coef.item()])
-        return update_minibatch(agent, optimizer, minibatch, clip_coef, *rest)
+    def watched(agent, optimizer, *rest):
+        seen.append(optimizer.param_groups[0]["lr"].item())
+        return update_minibatch(agent, optimizer, *rest)
 
     monkeypatch.setattr(ppo, "update_minibatch", watched)
-    args = ppo.Args(**quick, anneal_lr=anneal, anneal_clip=anneal)
+    args = ppo.Args(**quick, anneal_lr=anneal)
     ppo.train(args)
     steps = np.arange(0, args.total_timesteps, args.batch_size).repeat(args.update_epochs * args.num_minibatches)
     remaining = 1 - steps / args.total_timesteps if anneal else np.ones(len(steps))
-    starts = [args.learning_rate, args.clip_coef]
-    np.testing.assert_allclose(seen, np.outer(remaining, starts), rtol=1e-5)
+    np.testing.assert_allclose(seen, args.learning_rate * remaining, rtol=1e-5)
 
 
 def test_the_standard_deviation_stays_above_its_floor(ppo):
