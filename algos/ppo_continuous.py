@@ -35,7 +35,8 @@ Details that matter:
  7. Orthogonal initialisation (gain sqrt 2, the policy's last layer 0.01), state-independent standard deviation, Adam
     with epsilon 1e-5, learning rate annealed linearly to 0, gradient norm clipped.
  8. The standard deviation has a floor. Where a task is all but solved, advantages are mostly the critic's error, and
-    the gradient of the mean grows like 1 / sigma: without a floor such noise undoes a perfect policy.
+    the gradient of the mean grows like 1 / sigma: without a floor such noise undoes a perfect policy. With
+    --anneal-log-std it is not learned: its logarithm falls to the floor, as in the paper's Roboschool runs (table 4).
  9. Under torchrun every rank steps num_envs environments of its own per seed, and every update is that of the union of
     their rows: what is summed over rows is summed over ranks. So the ranks' agents stay bit-identical, and their steps
     count together: global_step grows by num_envs * num_steps * ranks per iteration. Rank 0 evaluates and writes; the
@@ -116,6 +117,7 @@ class Args:
     hidden_size: int = 64  # units in each of the two hidden layers
     log_std_init: float = -0.5  # logarithm of the first standard deviation, in units of half the action range
     log_std_min: float = -2.0  # floor of that logarithm
+    anneal_log_std: bool = False  # do not learn it: let it fall linearly from the one to the other
 
     # Speed
     env_threads: int = 0  # threads of EnvPool; 0 is one per core
@@ -138,6 +140,8 @@ class Args:
             refuse(
                 f"{self.batch_size} rows (num_envs * num_steps) do not divide into {self.num_minibatches} minibatches"
             )
+        if self.anneal_log_std and self.ent_coef:
+            refuse("ent_coef does nothing while --anneal-log-std keeps the standard deviation from learning")
 
     @property
     def batch_size(self) -> int:
@@ -198,7 +202,7 @@ class Agent(nn.Module):
         generators = [torch.Generator().manual_seed(args.seed + k) for k in range(S)]
         self.actor = mlp([obs_dim, args.hidden_size, args.hidden_size, action_dim], nn.Tanh, 0.01, generators)
         self.critic = mlp([obs_dim, args.hidden_size, args.hidden_size, 1], nn.Tanh, 1.0, generators)
-        self.log_std = nn.Parameter(torch.full((S, 1, action_dim), args.log_std_init))
+        self.log_std = nn.Parameter(torch.full((S, 1, action_dim), args.log_std_init), not args.anneal_log_std)
         self.obs_stats = RunningMeanStd(S, obs_dim)
         self.return_stats = RunningMeanStd(S, 1)
         low, high = torch.tensor(action_space.low).float().ravel(), torch.tensor(action_space.high).float().ravel()
@@ -253,7 +257,7 @@ class RunningMeanStd(nn.Module):
 def normal_log_prob(actions: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     """Log-density of independent normals, summed over the action's dimensions."""
     z = (actions - mean) * torch.exp(-log_std)
-    return -0.5 * (z.square() + 2 * log_std + np.log(2 * np.pi)).sum(-1)
+    return -0.5 * z.square().sum(-1) - (log_std + 0.5 * np.log(2 * np.pi)).sum(-1)
 
 
 def normal_entropy(log_std: Tensor) -> Tensor:
@@ -409,7 +413,7 @@ def update_minibatch(
     loss = policy_loss + args.vf_coef * v_loss - args.ent_coef * entropy
     optimizer.zero_grad()
     loss.sum().backward()
-    clipfrac = masked_mean(((ratio - 1).abs() > args.clip_coef).float(), valid)
+    clipfrac = masked_mean(((ratio.detach() - 1).abs() > args.clip_coef).float(), valid)
     terms = {"policy_loss": policy_loss, "value_loss": v_loss, "entropy": entropy, "clipfrac": clipfrac}
     terms = {name: term.detach() for name, term in terms.items()}
     parameters = optimizer.param_groups[0]["params"]
@@ -469,7 +473,8 @@ def train(args: Args) -> list[Path]:
     action_shape = envs.single_action_space.shape
     agent = Agent(envs.single_observation_space, envs.single_action_space, args).to(device)
     learning_rate = torch.tensor(args.learning_rate, device=device)  # a tensor: a graph would keep a number for ever
-    optimizer = torch.optim.Adam(agent.parameters(), learning_rate, eps=1e-5, fused=True, capturable=on_cuda)
+    trained = [parameter for parameter in agent.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trained, learning_rate, eps=1e-5, fused=True, capturable=on_cuda)
     kl_coef = torch.full((S,), args.kl_coef or 0.0, device=device)
     state = agent.state_dict() | optimizer_state(optimizer, "adam") | {"kl_coef": kl_coef}  # all that training changes
     if saved:
@@ -526,6 +531,8 @@ def train(args: Args) -> list[Path]:
     with catch_signals() as signals:
         while step < last and len(failed) < S:
             # Collect T steps of every environment
+            if args.anneal_log_std:
+                agent.log_std.detach().fill_(args.log_std_init + (args.log_std_min - args.log_std_init) * step / last)
             for t in range(T):
                 obs_in.copy_(torch.from_numpy(next_obs.reshape(S, N, -1)))
                 act()

@@ -263,7 +263,7 @@ class RunningMeanStd(nn.Module):
 def normal_log_prob(actions: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     """Log-density of independent normals, summed over the action's dimensions."""
     z = (actions - mean) * torch.exp(-log_std)
-    return -0.5 * (z.square() + 2 * log_std + np.log(2 * np.pi)).sum(-1)
+    return -0.5 * z.square().sum(-1) - (log_std + 0.5 * np.log(2 * np.pi)).sum(-1)
 
 
 def normal_entropy(log_std: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ SANE = {
     "gamma": st.floats(0, 1),
     "gae_lambda": st.floats(0, 1),
     "tau": st.floats(0, 1),
+    "ent_coef": st.just(0.0) | st.floats(0, 2),  # PPO refuses a bonus that an annealed deviation cannot feel
     "utd_ratio": st.floats(0, 2),
     "learning_starts": st.integers(1, 50),
     "buffer_size": st.integers(6, 500),

@@ -37,7 +37,8 @@ def learner(ppo, args):
     with torch.no_grad():  # the first policy hardly depends on the observation, and such a test on the network
         for parameter in agent.parameters():
             parameter.add_(0.1 * torch.ones_like(parameter).cumsum(-1).sin())
-    return agent, torch.optim.Adam(agent.parameters(), torch.tensor(1e-3), eps=1e-5, fused=True)
+    trained = [parameter for parameter in agent.parameters() if parameter.requires_grad]
+    return agent, torch.optim.Adam(trained, torch.tensor(1e-3), eps=1e-5, fused=True)
 
 
 def iteration(ppo, agent, optimizer, rollout, args, kl_coef=None, epochs=3):
@@ -50,7 +51,7 @@ def iteration(ppo, agent, optimizer, rollout, args, kl_coef=None, epochs=3):
             minibatch = {name: x[:, i : i + args.minibatch_size] for name, x in batch.items()}
             losses = ppo.update_minibatch(agent, optimizer, minibatch, kl_coef, args)
     losses |= ppo.finish_iteration(agent, rollout, batch, kl_coef, args)
-    return losses, [parameter.grad.clone() for parameter in agent.parameters()]
+    return losses, [parameter.grad.clone() for parameter in optimizer.param_groups[0]["params"]]
 
 
 @settings(max_examples=60, deadline=None)
@@ -315,17 +316,38 @@ def test_the_learning_rate_falls_linearly(ppo, quick, monkeypatch, anneal):
 
 
 def test_the_standard_deviation_stays_above_its_floor(ppo):
-    args = ppo.Args(num_seeds=2, num_envs=4, num_steps=8, num_minibatches=4, log_std_min=-1.0, log_std_init=-1.0)
-    agent, optimizer = learner(ppo, args)
-    with torch.no_grad():
-        agent.log_std.fill_(-1.0)
-    rollout = random_rollout(ppo, args)
-    rollout["actions"] *= 0.01  # near the mean whatever the advantage: a narrower policy explains them better
-    iteration(ppo, agent, optimizer, rollout, args)
-    assert (agent.log_std >= -1.0).all()
-    free = ppo.Args(num_seeds=2, num_envs=4, num_steps=8, num_minibatches=4, log_std_min=-9.0)
-    agent, optimizer = learner(ppo, free)
-    with torch.no_grad():
-        agent.log_std.fill_(-1.0)
-    iteration(ppo, agent, optimizer, rollout, free)
-    assert (agent.log_std < -1.0).any()
+    ends = {}
+    for floor in (-1.0, -9.0):
+        sizes = {"num_seeds": 2, "num_envs": 4, "num_steps": 8, "num_minibatches": 4}
+        args = ppo.Args(**sizes, log_std_init=-1.0, log_std_min=floor)
+        agent, optimizer = learner(ppo, args)
+        with torch.no_grad():
+            agent.log_std.fill_(-1.0)
+        rollout = random_rollout(ppo, args)
+        rollout["actions"] *= 0.01  # near the mean whatever the advantage: a narrower policy explains them better
+        iteration(ppo, agent, optimizer, rollout, args)
+        ends[floor] = agent.log_std.detach()
+    assert (ends[-1.0] >= -1.0).all()
+    assert (ends[-9.0] < -1.0).any()
+
+
+def test_an_annealed_standard_deviation_falls_linearly_and_is_not_learned(ppo, quick, monkeypatch):
+    seen, compute_batch = [], ppo.compute_batch
+
+    def watched(agent, *rest):
+        seen.append(agent.log_std.detach().clone())
+        return compute_batch(agent, *rest)
+
+    monkeypatch.setattr(ppo, "compute_batch", watched)
+    args = ppo.Args(**quick, anneal_log_std=True, log_std_init=0.5, log_std_min=-1.5)
+    ppo.train(args)
+    begun = np.arange(0, args.total_timesteps, args.batch_size) / args.total_timesteps
+    assert len(seen) == len(begun) + 1  # the first one makes the batch's tensors
+    for log_std, progress in zip(seen[1:], begun, strict=True):
+        np.testing.assert_allclose(log_std.numpy(), 0.5 - 2 * progress, atol=1e-6)
+
+
+def test_an_entropy_bonus_wants_a_learned_standard_deviation(ppo, capsys):
+    with pytest.raises(SystemExit):
+        ppo.Args(ent_coef=0.01, anneal_log_std=True)
+    assert "--anneal-log-std" in capsys.readouterr().err
