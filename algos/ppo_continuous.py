@@ -530,9 +530,10 @@ def train(args: Args) -> list[Path]:
     next_obs, done, iterations, stop, saved_at = envs.reset()[0], np.zeros((S, N), bool), 0, 0, time.perf_counter()
     with catch_signals() as signals:
         while step < last and len(failed) < S:
-            # Collect T steps of every environment
-            if args.anneal_log_std:
+            if args.anneal_log_std:  # between updates only: it is the same for acting and in the ratio
                 agent.log_std.detach().fill_(args.log_std_init + (args.log_std_min - args.log_std_init) * step / last)
+
+            # Collect T steps of every environment
             for t in range(T):
                 obs_in.copy_(torch.from_numpy(next_obs.reshape(S, N, -1)))
                 act()
