@@ -32,16 +32,17 @@ Details that matter:
  5. The policy's unit is half the action range. Actions are scaled and clipped to the task's bounds where they leave for
     the simulator, while the log-probability is that of the action before clipping.
  6. Advantages are normalised once per iteration over the seed's whole batch, reset rows left out.
- 7. Orthogonal initialisation (gain sqrt 2, the policy's last layer 0.01), state-independent standard deviation, Adam
-    with epsilon 1e-5, learning rate annealed linearly to 0, gradient norm clipped.
- 8. The standard deviation has a floor. Where a task is all but solved, advantages are mostly the critic's error, and
-    the gradient of the mean grows like 1 / sigma: without a floor such noise undoes a perfect policy. With
-    --anneal-log-std it is not learned: its logarithm falls to the floor, as in the paper's Roboschool runs (table 4).
+ 7. Orthogonal initialisation (gain sqrt 2, the policy's last layer 0.01), Adam with epsilon 1e-5, learning rate
+    annealed linearly to 0, gradient norm clipped.
+ 8. The standard deviation sigma is the same in every state, and not learned: its logarithm falls linearly, as in the
+    paper's Roboschool runs (table 4). With --no-anneal-log-std it is learned, above a floor. Where a task is all but
+    solved, advantages are mostly the critic's error, and the gradient of the mean grows like 1 / sigma: without a floor
+    such noise undoes a perfect policy.
  9. Under torchrun every rank steps num_envs environments of its own per seed, and every update is that of the union of
     their rows: what is summed over rows is summed over ranks. So the ranks' agents stay bit-identical, and their steps
     count together: global_step grows by num_envs * num_steps * ranks per iteration. Rank 0 evaluates and writes; the
     episodic return and length that it logs are those of its own environments.
-Deviations from the paper: 4, 6 to 8, and the optional clipping of the value.
+Deviations from the paper: 4, 6, 7, and the optional clipping of the value.
 """
 
 import contextlib
@@ -115,9 +116,9 @@ class Args:
     ent_coef: float = 0.0  # weight of the entropy bonus
     max_grad_norm: float = 0.5  # norm to which each seed's gradient is clipped
     hidden_size: int = 64  # units in each of the two hidden layers
-    log_std_init: float = -0.5  # logarithm of the first standard deviation, in units of half the action range
-    log_std_min: float = -2.0  # floor of that logarithm
-    anneal_log_std: bool = False  # do not learn it: let it fall linearly from the one to the other
+    log_std_init: float = -1.0  # logarithm of the first standard deviation, in units of half the action range
+    log_std_min: float = -1.6  # floor of that logarithm
+    anneal_log_std: bool = True  # let it fall linearly from the one to the other, instead of learning it
 
     # Speed
     env_threads: int = 0  # threads of EnvPool; 0 is one per core
@@ -141,7 +142,7 @@ class Args:
                 f"{self.batch_size} rows (num_envs * num_steps) do not divide into {self.num_minibatches} minibatches"
             )
         if self.anneal_log_std and self.ent_coef:
-            refuse("ent_coef does nothing while --anneal-log-std keeps the standard deviation from learning")
+            refuse("an entropy bonus (ent_coef) wants a standard deviation that is learned: add --no-anneal-log-std")
 
     @property
     def batch_size(self) -> int:

@@ -17,9 +17,9 @@ from test_runs import read_metrics, refusal
 RANKS, N = 2, 3  # ranks, environments of each
 SETTINGS = [
     {"num_minibatches": 1},
-    {"num_minibatches": 4, "ent_coef": 0.01, "clip_vloss": True, "max_grad_norm": 0.05},
+    {"num_minibatches": 4, "anneal_log_std": False, "ent_coef": 0.01, "clip_vloss": True, "max_grad_norm": 0.05},
     {"num_minibatches": 4, "kl_coef": 1.0, "target_kl": 1e-5},
-    {"num_minibatches": 2, "kl_coef": 1.0, "target_kl": 1e3, "norm_adv": False},
+    {"num_minibatches": 2, "anneal_log_std": False, "kl_coef": 1.0, "target_kl": 1e3, "norm_adv": False},
 ]
 STEPS = 128  # of an iteration of the `quick` arguments, both ranks together
 

@@ -319,7 +319,7 @@ def test_the_standard_deviation_stays_above_its_floor(ppo):
     ends = {}
     for floor in (-1.0, -9.0):
         sizes = {"num_seeds": 2, "num_envs": 4, "num_steps": 8, "num_minibatches": 4}
-        args = ppo.Args(**sizes, log_std_init=-1.0, log_std_min=floor)
+        args = ppo.Args(**sizes, anneal_log_std=False, log_std_init=-1.0, log_std_min=floor)
         agent, optimizer = learner(ppo, args)
         with torch.no_grad():
             agent.log_std.fill_(-1.0)
@@ -339,7 +339,7 @@ def test_an_annealed_standard_deviation_falls_linearly_and_is_not_learned(ppo, q
         return compute_batch(agent, *rest)
 
     monkeypatch.setattr(ppo, "compute_batch", watched)
-    args = ppo.Args(**quick, anneal_log_std=True, log_std_init=0.5, log_std_min=-1.5)
+    args = ppo.Args(**quick, log_std_init=0.5, log_std_min=-1.5)
     ppo.train(args)
     begun = np.arange(0, args.total_timesteps, args.batch_size) / args.total_timesteps
     assert len(seen) == len(begun) + 1  # the first one makes the batch's tensors
@@ -349,5 +349,5 @@ def test_an_annealed_standard_deviation_falls_linearly_and_is_not_learned(ppo, q
 
 def test_an_entropy_bonus_wants_a_learned_standard_deviation(ppo, capsys):
     with pytest.raises(SystemExit):
-        ppo.Args(ent_coef=0.01, anneal_log_std=True)
-    assert "--anneal-log-std" in capsys.readouterr().err
+        ppo.Args(ent_coef=0.01)
+    assert "--no-anneal-log-std" in capsys.readouterr().err
