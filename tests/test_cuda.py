@@ -70,32 +70,37 @@ def test_cuda_repeats_itself(script, quick):
     assert without_clock(runs[0][0]) == without_clock(runs[1][0])
 
 
-def one_update(script):
-    """A function that makes one update of the script's algorithm, on the device, from made-up data."""
+def one_update(script, first=0, seeds=2):
+    """Networks of one or two of two seeds, and a function that makes one update of them, on the device, from made-up
+    data."""
     from test_off_policy import parts
     from test_ppo import WALKER, random_rollout
 
     def adam(parameters):
-        optimizer = torch.optim.Adam(parameters, torch.tensor(1e-3, device="cuda"), fused=True, capturable=True)
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        optimizer = torch.optim.Adam(trained, torch.tensor(1e-3, device="cuda"), fused=True, capturable=True)
         script.optimizer_state(optimizer, "adam")
         return optimizer
 
-    size = {"num_seeds": 2, "num_envs": 4}
+    own, size = slice(first, first + seeds), {"num_envs": 4}
     if script.__name__ in ("sac", "ddpg"):
-        args = script.Args(**size, hidden_size=16, batch_size=8)
+        args = script.Args(**size, num_seeds=seeds, seed=1 + first, hidden_size=16, batch_size=8)
         everything = [part.cuda() if isinstance(part, torch.nn.Module) else part for part in parts(script, args)]
         nets = [part for part in everything if isinstance(part, torch.nn.Module)]
-        replay = script.Replay(2, 100, 5, 2, torch.device("cuda"))
-        replay.add(torch.randn(2, 60, 14, device="cuda"), torch.ones(2, 60, dtype=torch.bool, device="cuda"))
+        replay = script.Replay(seeds, 100, 5, 2, torch.device("cuda"))
+        rows = torch.randn(2, 60, 14, generator=torch.Generator().manual_seed(5))[own].cuda()
+        replay.add(rows, torch.ones(seeds, 60, dtype=torch.bool, device="cuda"))
         everything[-2], everything[-3], everything[-4] = replay, adam(nets[1].parameters()), adam(nets[0].parameters())
         if script.__name__ == "sac":
-            everything[3] = torch.nn.Parameter(torch.zeros(2, 1, device="cuda"))
-        return lambda: script.update(*everything)
-    args = script.Args(**size, num_steps=8)
+            everything[3] = torch.nn.Parameter(torch.zeros(seeds, 1, device="cuda"))
+        return nets, lambda: script.update(*everything)
+    size |= {"num_steps": 8}
+    args = script.Args(**size, num_seeds=seeds, seed=1 + first)
     agent = script.Agent(*WALKER, args).cuda()
-    rollout = {name: tensor.cuda() for name, tensor in random_rollout(script, args).items()}
-    rollout["age"] = torch.zeros(8, 2, 4, device="cuda")
-    carry, two = torch.zeros(2, 4, device="cuda"), torch.zeros(2, 2, device="cuda")
+    both = random_rollout(script, script.Args(**size, num_seeds=2))
+    rollout = {name: tensor[:, own].cuda() for name, tensor in both.items()}
+    rollout["age"] = torch.zeros(8, seeds, 4, device="cuda")
+    carry, two = torch.zeros(seeds, 4, device="cuda"), torch.zeros(seeds, 2, device="cuda")
     optimizer = adam(agent.critic.parameters() if script.__name__ == "trpo" else agent.parameters())
 
     def ppo():
@@ -111,11 +116,30 @@ def one_update(script):
 
     extra = [two] if script.__name__ == "reinforce" else []
     plain = lambda: script.update(agent, optimizer, rollout, carry, *extra, args)  # noqa: E731
-    return {"ppo_continuous": ppo, "trpo": trpo}.get(script.__name__, plain)
+    return [agent], {"ppo_continuous": ppo, "trpo": trpo}.get(script.__name__, plain)
+
+
+def test_seeds_together_equal_seeds_alone(script, monkeypatch):
+    """Batches and noise of a seed alone are those that it has among two."""
+    rand, randn, found = torch.rand, torch.randn, []
+    for own in (slice(0, 2), slice(0, 1), slice(1, 2)):
+        seeds, generator = own.stop - own.start, torch.Generator().manual_seed(0)
+        networks, update = one_update(script, own.start, seeds)
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                torch, "randn_like", lambda x, g=generator, o=own: randn(2, *x.shape[1:], generator=g)[o].cuda()
+            )
+            patch.setattr(torch, "rand", lambda _, n, device, g=generator, o=own: rand(2, n, generator=g)[o].cuda())
+            for _ in range(3):
+                update()
+        parameters = [parameter.detach() for network in networks for parameter in network.parameters()]
+        found.append([parameter.unflatten(0, (seeds, -1)) for parameter in parameters])
+    for together, *alone in zip(*found, strict=True):
+        torch.testing.assert_close(together, torch.cat(alone), rtol=1e-3, atol=1e-5)
 
 
 def test_no_host_sync_inside_the_update(script):
-    update = one_update(script)
+    _, update = one_update(script)
     update()
     torch.cuda.set_sync_debug_mode("error")
     try:
