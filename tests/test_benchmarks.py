@@ -77,7 +77,7 @@ OFF_POLICY += QUICK[-6:]
 
 
 @pytest.mark.parametrize(
-    ("algo", "total", "extra"), [("ppo_continuous", 40_000, QUICK), ("ddpg", 8000, OFF_POLICY)], ids=["ppo", "ddpg"]
+    ("algo", "total", "extra"), [("ppo_continuous", 20_000, QUICK), ("ddpg", 8000, OFF_POLICY)], ids=["ppo", "ddpg"]
 )
 def test_a_killed_matrix_goes_on(tmp_path, algo, total, extra):
     words = ["--algos", algo, "--env-ids", "InvertedPendulum-v4", "--num-seeds", "1", "--total-timesteps", str(total)]
