@@ -5,7 +5,7 @@ python benchmarks/speed.py --algos ppo_continuous         # one of them, some te
 python benchmarks/speed.py --algos ppo_continuous --return-goal 3000     # and the seconds until that training return
 python benchmarks/speed.py --algos sac --cleanrl DIR --leanrl DIR --peer-python PYTHON     # with checkouts of these as
     # well, run by an interpreter that has what they need: gymnasium[mujoco]<1, mujoco<3, stable-baselines3, tyro,
-    # tensorboard; LeanRL also tensordict==0.6, torchrl==0.6, wandb
+    # tensorboard; LeanRL also tensordict==0.6, torchrl==0.6, wandb, numpy<2.4
 python benchmarks/speed.py --device cuda                  # on a GPU: graphs, eager and --compile side by side
 
 Every rate is in environment steps per second, all seeds together. Repeats are interleaved (A B C, A B C, ...), each in
