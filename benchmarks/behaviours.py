@@ -1,6 +1,6 @@
 """Train walkers with other rewards, and keep what they do: numbers from evaluation and a small film of each.
 
-python benchmarks/behaviours.py        # trains what is not there yet, some four minutes each on two cores
+python benchmarks/behaviours.py        # trains what is not there yet, some three minutes each on two cores
 
 The films and numbers of the README: benchmarks/figures/<name>.gif, benchmarks/results/behaviours/<name>.csv (100
 episodes) and <name>.json (what ran). report.py makes the README's table of them.
