@@ -168,12 +168,13 @@ CLEANRL = {name: f"{name}_continuous_action" for name in ("sac", "ddpg")} | {"pp
 LEANRL = {"sac": "sac_continuous_action_torchcompile", "ppo_continuous": "ppo_continuous_action_torchcompile"}
 
 
-def cleanrl(algo: str, env_id: str, device: str, checkout: Path, python: Path) -> float:
+def cleanrl(algo: str, env_id: str, device: str, checkout: Path, python: Path, *flags: str) -> float:
     """CleanRL's script after learning has started, by the rate between two points of its own clock."""
     words = [str(python.absolute()), str(checkout.resolve() / "cleanrl" / f"{CLEANRL[algo]}.py"), "--env-id", env_id]
     words += ["--no-cuda"] if device == "cpu" else []
     off_policy = algo in OFF_POLICY
     words += ["--total-timesteps", "3000", "--learning-starts", "500"] if off_policy else ["--total-timesteps", "12288"]
+    words += flags
     with tempfile.TemporaryDirectory() as folder:
         paths = os.environ | {"PYTHONPATH": str(checkout.resolve())}  # of its cleanrl_utils
         run_quietly(words, cwd=folder, env=paths)
@@ -263,6 +264,9 @@ def measurements(algo: str, args: Args) -> dict[str, Callable[[], float]]:
     peer = (algo, args.env_id, args.device)
     if args.cleanrl and algo in CLEANRL:
         plans["CleanRL, its defaults"] = functools.partial(cleanrl, *peer, args.cleanrl, args.peer_python)
+        if algo == "ddpg":  # whose actor and targets stand still on every second step by default
+            flags = ("--policy-frequency", "1")
+            plans["CleanRL, our updates"] = functools.partial(cleanrl, *peer, args.cleanrl, args.peer_python, *flags)
     if args.leanrl and algo in LEANRL:
         name = "LeanRL, its defaults" if args.device == "cpu" else "LeanRL, compiled, CUDA graphs"
         plans[name] = functools.partial(leanrl, *peer, args.leanrl, args.peer_python)

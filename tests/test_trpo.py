@@ -23,12 +23,6 @@ def problem(trpo, space="normal", **arguments):
     return agent, batch, args
 
 
-def mean_kl(trpo, agent, batch):
-    policy = agent.policy(batch["obs"])
-    old_policy = tuple(part.detach().clone() for part in policy)
-    return trpo.masked_mean(trpo.kl_divergence(old_policy, policy), batch["valid"]), agent.policy_parameters()
-
-
 def explicit_fisher(trpo, agent, batch, k):
     """E[ J^T M J ] over the valid rows of seed k, J the Jacobian of the policy's outputs and M their own Fisher matrix:
     1 / sigma^2 for a mean, 2 for a log_std, diag(p) - p p^T for logits."""
@@ -58,9 +52,11 @@ def explicit_fisher(trpo, agent, batch, k):
 @pytest.mark.parametrize("space", SPACES)
 def test_fisher_product_against_the_explicit_matrix(trpo, space):
     agent, batch, args = problem(trpo, space)
-    kl, parameters = mean_kl(trpo, agent, batch)
+    parameters, policy = agent.policy_parameters(), agent.policy(batch["obs"])
+    old_policy = tuple(part.detach().clone() for part in policy)
+    kl = trpo.masked_mean(trpo.kl_divergence(old_policy, policy), batch["valid"])
     assert kl.abs().max() < 1e-6
-    product = trpo.fisher_product(kl, parameters, args.cg_damping)
+    product = trpo.fisher_product(policy, kl, parameters, args.cg_damping)
     vector = torch.randn(2, trpo.flatten(parameters).shape[1], generator=torch.Generator().manual_seed(0))
     images = product(vector)
     for k in range(2):
@@ -110,8 +106,8 @@ def test_the_step_gains_within_the_limit_for_every_seed(trpo, space):
 @pytest.mark.parametrize("at_once", [1, 3, 10])
 def test_the_line_search_takes_the_longest_good_candidate(trpo, at_once):
     agent, batch, args = problem(trpo, target_kl=0.01)
-    theta = trpo.flatten(agent.policy_parameters()).detach()
-    kl, parameters = mean_kl(trpo, agent, batch)
+    parameters = agent.policy_parameters()
+    theta = trpo.flatten(parameters).detach()
     ratio = trpo.log_prob(batch["actions"], agent.policy(batch["obs"]))
     gradient = torch.autograd.grad(trpo.masked_mean(ratio * batch["advantages"], batch["valid"]).sum(), parameters)
     step = trpo.flatten(gradient)
