@@ -13,7 +13,8 @@ step by KL divergence, go in the direction that gains most per unit of it, and n
     g = grad L,  F = Hessian of the mean KL = Fisher matrix                  both at theta_old
     theta = theta_old + sqrt(2 * delta / x^T F x) * x,  x = F^-1 g           natural gradient, scaled to the region
     F x = g is solved by conjugate gradient from products F v alone          appendix C, conjugate_gradient
-    F v = grad( (grad KL)^T v ) = J^T M J v                                  fisher_product
+    F v = grad( (grad KL)^T v ) = J^T M J v                                  fisher_product: J = d outputs / d theta,
+                                                                             M = Hessian of the KL by the outputs
     then backtrack until L has improved and the KL is within delta           line_search
     A_t = sum_l (gamma * lambda)^l delta_{t+l}                               compute_gae
     delta_t = r_t + gamma * (1 - terminated_t) * V(s_{t+1}) - V(s_t)         TD error
