@@ -404,15 +404,15 @@ def fisher_product(
 ) -> Callable[[Tensor], Tensor]:
     """The product v -> (F + damping * I) v, [S, P], F the Hessian of the mean KL, [S], at the old parameters. There the
     gradient of the KL is 0, and F = J^T M J: J the Jacobian of the policy's outputs, M the Hessian of the KL by these.
-    One after the other, the three cost less than half of grad((grad KL)^T v), whose further terms are 0."""
-    slope = torch.autograd.grad(kl.sum(), policy, create_graph=True)  # whose gradient along w is M w
+    One after the other, the three cost about half of grad((grad KL)^T v), whose further terms are 0."""
+    kl_gradient = torch.autograd.grad(kl.sum(), policy, create_graph=True)  # by the outputs
     u = tuple(torch.zeros_like(part, requires_grad=True) for part in policy)
-    pulled = flatten(torch.autograd.grad(policy, parameters, u, create_graph=True))  # J^T u; its gradient along v: J v
+    vjp = flatten(torch.autograd.grad(policy, parameters, u, create_graph=True))  # J^T u; its gradient is J
 
     def product(vector: Tensor) -> Tensor:
-        pushed = torch.autograd.grad((pulled * vector).sum(), u, retain_graph=True)
-        curved = torch.autograd.grad(slope, policy, pushed, retain_graph=True)
-        image = torch.autograd.grad(policy, parameters, curved, retain_graph=True)
+        jvp = torch.autograd.grad((vjp * vector).sum(), u, retain_graph=True)  # J v
+        curved = torch.autograd.grad(kl_gradient, policy, jvp, retain_graph=True)  # M J v
+        image = torch.autograd.grad(policy, parameters, curved, retain_graph=True)  # J^T M J v
         return flatten(image) + damping * vector
 
     return product
