@@ -21,6 +21,7 @@ SETTINGS = [
     {"num_minibatches": 4, "kl_coef": 1.0, "target_kl": 1e-5},
     {"num_minibatches": 2, "anneal_log_std": False, "kl_coef": 1.0, "target_kl": 1e3, "norm_adv": False},
 ]
+THREADS = Path("/proc/self/task")
 STEPS = 128  # of an iteration of the `quick` arguments, both ranks together
 
 
@@ -89,9 +90,18 @@ def train_task(ppo, rank, folder, kwargs):
         return highest(*numbers)
 
     ppo.diverged, ppo.make_envs, ppo.highest = see_agent, see_seeds, see_iteration
-    folders = ppo.train(ppo.Args(**kwargs))
+    try:
+        folders = ppo.train(ppo.Args(**kwargs))
+    finally:
+        (folder / f"threads{rank}").write_text(" ".join(sorted(comm.read_text() for comm in THREADS.glob("*/comm"))))
     left = {"agent": left["agents"][0].state_dict(), "env_seeds": left["env_seeds"], "folders": list(map(str, folders))}
     torch.save(left | {"iterations": len(iterations)}, folder / f"rank{rank}.pt")
+
+
+def assert_no_thread_of_gloo_is_left(folder):
+    """One that dropped its last tensor while the interpreter ends would abort the process, now and then."""
+    for rank in range(RANKS):
+        assert "gloo" not in (folder / f"threads{rank}").read_text()
 
 
 def read_ranks(folder):
@@ -132,6 +142,7 @@ def test_ranks_are_equal_after_training_and_the_first_one_writes(ppo, quick, tmp
     assert first["env_seeds"][0] == ppo.spaced_seeds(args, args.num_envs, 0, 0)  # as without other ranks
     assert not {*first["env_seeds"][0]} & {*second["env_seeds"][0]}
     assert len(second["env_seeds"]) == 1  # the first rank alone evaluates
+    assert_no_thread_of_gloo_is_left(tmp_path)
 
 
 def test_a_rank_that_dies_brings_the_job_down(ppo, quick, tmp_path):
@@ -168,6 +179,7 @@ def test_a_signal_to_one_rank_stops_all_together(ppo, quick, tmp_path):
     assert f"exitcode  : {128 + signal.SIGTERM}" in output, output  # of the rank that is seen first
     (folder,) = Path(quick["run_dir"]).iterdir()
     assert torch.load(folder / "checkpoint.pt", weights_only=True)["global_step"] == 4 * STEPS
+    assert_no_thread_of_gloo_is_left(tmp_path)
 
 
 def test_another_number_of_ranks_is_refused(ppo, quick, capsys):
