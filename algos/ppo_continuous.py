@@ -75,7 +75,7 @@ import imageio
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.distributed.nn  # now: its default arguments would keep a process group, and its threads, for ever
+import torch.distributed.nn  # imported later, it would keep the group of ranks, and its threads, for ever
 import tyro
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter

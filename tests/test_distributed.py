@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -21,7 +22,6 @@ SETTINGS = [
     {"num_minibatches": 4, "kl_coef": 1.0, "target_kl": 1e-5},
     {"num_minibatches": 2, "anneal_log_std": False, "kl_coef": 1.0, "target_kl": 1e3, "norm_adv": False},
 ]
-THREADS = Path("/proc/self/task")
 STEPS = 128  # of an iteration of the `quick` arguments, both ranks together
 
 
@@ -67,6 +67,19 @@ def update_task(ppo, rank, folder, kwargs):
     dist.destroy_process_group()
 
 
+def threads_of_gloo():
+    """Names of those that live on. One that has been joined may be listed for a moment yet, or vanish meanwhile."""
+    for _ in range(100):
+        names = []
+        for path in Path("/proc/self/task").glob("*/comm"):
+            with contextlib.suppress(OSError):
+                names.append(path.read_text().strip())
+        if not (left := [name for name in names if "gloo" in name]):
+            break
+        time.sleep(0.05)
+    return left
+
+
 def train_task(ppo, rank, folder, kwargs):
     """A run that leaves its agent and the seeds of its environments. With signal=[number, n], the second rank sends
     itself that signal in the nth iteration, unless torchrun has restarted it."""
@@ -93,7 +106,7 @@ def train_task(ppo, rank, folder, kwargs):
     try:
         folders = ppo.train(ppo.Args(**kwargs))
     finally:
-        (folder / f"threads{rank}").write_text(" ".join(sorted(comm.read_text() for comm in THREADS.glob("*/comm"))))
+        (folder / f"threads{rank}").write_text(" ".join(threads_of_gloo()))
     left = {"agent": left["agents"][0].state_dict(), "env_seeds": left["env_seeds"], "folders": list(map(str, folders))}
     torch.save(left | {"iterations": len(iterations)}, folder / f"rank{rank}.pt")
 
@@ -101,7 +114,7 @@ def train_task(ppo, rank, folder, kwargs):
 def assert_no_thread_of_gloo_is_left(folder):
     """One that dropped its last tensor while the interpreter ends would abort the process, now and then."""
     for rank in range(RANKS):
-        assert "gloo" not in (folder / f"threads{rank}").read_text()
+        assert (folder / f"threads{rank}").read_text() == ""
 
 
 def read_ranks(folder):
