@@ -13,6 +13,7 @@ went, and take one gradient step that makes better-than-expected actions more li
         = r_t + gamma r_{t+1} + ... + gamma^n V(s_{t+n}) - V(s_t)            --gae-lambda 1: the n-step advantage
     delta_t = r_t + gamma * (1 - terminated_t) * V(s_{t+1}) - V(s_t)         --gae-lambda 0: the TD error
     loss = -E[ log pi A ] + vf_coef * E[ (V - (A + V_old))^2 ] / 2 - ent_coef * E[ entropy ]                  update
+           + bounds_loss_coef * E[ |mean - clip(mean)|^2 ]                   detail 7
 
     python algos/a2c.py --env-id CartPole-v1                                               # actions to choose from
     python algos/a2c.py --env-id Walker2d-v4 --num-seeds 5                                 # continuous ones
@@ -37,10 +38,12 @@ Details that matter:
     leave for the simulator, while the log-probability is that of the action before clipping. Its standard deviation
     sigma has a floor: the gradient of the mean grows like 1 / sigma, and where all advantages are noise, that undoes a
     perfect policy.
-Deviations from the paper: 5, the floor, orthogonal initialisation, separate networks without recurrence, a sigma that
-does not depend on the state, a clipped gradient norm, no entropy bonus, GAE, and Adam. Closer to the paper is
-`--gae-lambda 1 --num-steps 5 --optimizer rmsprop --ent-coef 1e-4`, though PyTorch's RMSprop divides by sqrt(g) +
-epsilon, the paper's by sqrt(g + epsilon).
+ 7. Far outside the action range all samples of a normal policy are clipped to the same action: nothing is explored any
+    more, and the gradient is noise. `bounds_loss` keeps the mean from going there, as that of rl_games does.
+Deviations from the paper: 5, 7, the floor, orthogonal initialisation, separate networks without recurrence, a sigma
+that does not depend on the state, a clipped gradient norm, no entropy bonus, GAE, and Adam. Closer to the paper is
+`--gae-lambda 1 --num-steps 5 --optimizer rmsprop --ent-coef 1e-4 --bounds-loss-coef 0`, though PyTorch's RMSprop
+divides by sqrt(g) + epsilon, the paper's by sqrt(g + epsilon).
 """
 
 import contextlib
@@ -106,6 +109,7 @@ class Args:
     norm_adv: bool = False  # normalise advantages
     vf_coef: float = 0.5  # weight of the value loss
     ent_coef: float = 0.0  # weight of the entropy bonus
+    bounds_loss_coef: float = 0.1  # weight of the squared distance of a normal policy's mean from the action range
     max_grad_norm: float = 0.5  # norm to which each seed's gradient is clipped
     hidden_size: int = 64  # units in each of the two hidden layers
     log_std_init: float = -0.5  # logarithm of the first standard deviation, in units of half the action range
@@ -357,7 +361,16 @@ def compute_targets(agent: Agent, rollout: dict[str, Tensor], carry: Tensor, arg
     return batch | {"valid": valid}
 
 
-LOSSES = ("policy_loss", "value_loss", "entropy", "grad_norm", "explained_variance")
+LOSSES = ("policy_loss", "value_loss", "entropy", "bounds_loss", "grad_norm", "explained_variance")
+
+
+def bounds_loss(agent: Agent, policy: tuple[Tensor, ...], valid: Tensor) -> Tensor:
+    """Mean squared distance of a normal policy's mean from the action range, summed over the action's dimensions, [S];
+    0 for a softmax and for dimensions without bounds."""
+    if agent.discrete:
+        return torch.zeros_like(valid[:, 0], dtype=torch.float32)
+    excess = policy[0] - (agent.to_task(policy[0]) - agent.action_bias) / agent.action_scale
+    return masked_mean(excess.square().sum(-1), valid)
 
 
 def update(
@@ -371,7 +384,8 @@ def update(
     error = returns - agent.critic(batch["obs"]).squeeze(-1)
     value_loss = 0.5 * masked_mean(error.square(), valid)
     policy_entropy = masked_mean(entropy(policy), valid)
-    loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * policy_entropy
+    outside = bounds_loss(agent, policy, valid)
+    loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * policy_entropy + args.bounds_loss_coef * outside
     optimizer.zero_grad()
     loss.sum().backward()
     grad_norm = clip_grad_norm(optimizer.param_groups[0]["params"], args.max_grad_norm)
@@ -381,7 +395,7 @@ def update(
             agent.log_std.clamp_(min=args.log_std_min)
     agent.obs_stats.update(seeds_first(rollout["obs"][:-1]), valid)
     explained = 1 - masked_var(error.detach(), valid) / masked_var(returns, valid).clamp(min=1e-8)
-    terms = (policy_loss, value_loss, policy_entropy, grad_norm, explained)
+    terms = (policy_loss, value_loss, policy_entropy, outside, grad_norm, explained)
     return {name: term.detach() for name, term in zip(LOSSES, terms, strict=True)}
 
 

@@ -84,6 +84,39 @@ def test_policy_gradient_by_hand(a2c):
     assert agent.actor[-1].bias.grad.flatten().tolist() == pytest.approx(expected.tolist(), rel=1e-4)
 
 
+def test_bounds_loss_by_hand(a2c):
+    space = gymnasium.spaces.Box(np.array([-2, -np.inf], np.float32), np.array([4, np.inf], np.float32))
+    agent = a2c.Agent(WALKER[0], space, a2c.Args())
+    mean = torch.tensor([[[1.5, 9.0], [-2.0, 0.0], [0.9, -9.0], [7.0, 0.0]]], requires_grad=True)
+    loss = a2c.bounds_loss(agent, (mean, agent.log_std), torch.tensor([[True, True, True, False]]))
+    assert loss.tolist() == pytest.approx([(0.25 + 1) / 3])
+    loss.sum().backward()
+    expected = torch.tensor([[[1 / 3, 0.0], [-2 / 3, 0.0], [0.0, 0.0], [0.0, 0.0]]])
+    torch.testing.assert_close(mean.grad, expected, rtol=1e-5, atol=1e-6)
+    agent = a2c.Agent(WALKER[0], CHOICES, a2c.Args(num_seeds=2))
+    assert a2c.bounds_loss(agent, (torch.full((2, 4, 3), 9.0),), torch.ones(2, 4, dtype=torch.bool)).tolist() == [0, 0]
+
+
+def test_bounds_loss_brings_a_mean_back(a2c):
+    """No reward says where to go: only the seed whose mean has left the action range moves, and only back into it."""
+    args = a2c.Args(num_seeds=2, num_envs=4, num_steps=8, vf_coef=0.0)
+    agent = a2c.Agent(*WALKER, args)
+    agent.critic.requires_grad_(False)
+    with torch.no_grad():
+        for parameter in agent.critic.parameters():
+            parameter.zero_()
+        agent.actor[-1].bias.copy_(torch.tensor([[[3.0, -3.0]], [[0.9, 0.0]]]))
+    before = {name: tensor[1].clone() for name, tensor in agent.actor.state_dict().items()}
+    optimizer = torch.optim.Adam(agent.actor.parameters(), torch.tensor(0.02))
+    rollout = random_rollout(a2c, args, 0)
+    rollout["rewards"].zero_()
+    losses = [a2c.update(agent, optimizer, rollout, torch.zeros(2, 4), args)["bounds_loss"] for _ in range(300)]
+    assert losses[0].tolist() == pytest.approx([8, 0], abs=0.5)
+    assert losses[-1].tolist() == pytest.approx([0, 0], abs=0.02)
+    for name, tensor in agent.actor.state_dict().items():
+        torch.testing.assert_close(tensor[1], before[name], rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("discrete", [False, True])
 def test_seeds_together_equal_seeds_alone_and_share_no_nan(a2c, discrete):
     space = CHOICES if discrete else WALKER[1]
