@@ -364,13 +364,13 @@ def compute_targets(agent: Agent, rollout: dict[str, Tensor], carry: Tensor, arg
 LOSSES = ("policy_loss", "value_loss", "entropy", "bounds_loss", "grad_norm", "explained_variance")
 
 
-def bounds_loss(agent: Agent, policy: tuple[Tensor, ...], valid: Tensor) -> Tensor:
-    """Mean squared distance of a normal policy's mean from the action range, summed over the action's dimensions, [S];
-    0 for a softmax and for dimensions without bounds."""
+def bounds_loss(agent: Agent, policy: tuple[Tensor, ...]) -> Tensor:
+    """Squared distance of a normal policy's mean from the action range, summed over the action's dimensions, [S, B]; 0
+    for a softmax and for dimensions without bounds."""
     if agent.discrete:
-        return torch.zeros_like(valid[:, 0], dtype=torch.float32)
+        return torch.zeros_like(policy[0][..., 0])
     excess = policy[0] - (agent.to_task(policy[0]) - agent.action_bias) / agent.action_scale
-    return masked_mean(excess.square().sum(-1), valid)
+    return excess.square().sum(-1)
 
 
 def update(
@@ -384,7 +384,7 @@ def update(
     error = returns - agent.critic(batch["obs"]).squeeze(-1)
     value_loss = 0.5 * masked_mean(error.square(), valid)
     policy_entropy = masked_mean(entropy(policy), valid)
-    outside = bounds_loss(agent, policy, valid)
+    outside = masked_mean(bounds_loss(agent, policy), valid)
     loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * policy_entropy + args.bounds_loss_coef * outside
     optimizer.zero_grad()
     loss.sum().backward()
