@@ -109,7 +109,7 @@ class Args:
     norm_adv: bool = False  # normalise advantages
     vf_coef: float = 0.5  # weight of the value loss
     ent_coef: float = 0.0  # weight of the entropy bonus
-    bounds_loss_coef: float = 0.1  # weight of the squared distance of a normal policy's mean from the action range
+    bounds_loss_coef: float = 0.01  # weight of the squared distance of a normal policy's mean from the action range
     max_grad_norm: float = 0.5  # norm to which each seed's gradient is clipped
     hidden_size: int = 64  # units in each of the two hidden layers
     log_std_init: float = -0.5  # logarithm of the first standard deviation, in units of half the action range

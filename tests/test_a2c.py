@@ -98,7 +98,7 @@ def test_bounds_loss_by_hand(a2c):
 
 def test_bounds_loss_brings_a_mean_back(a2c):
     """No reward says where to go: only the seed whose mean has left the action range moves, and only back into it."""
-    args = a2c.Args(num_seeds=2, num_envs=4, num_steps=8, vf_coef=0.0)
+    args = a2c.Args(num_seeds=2, num_envs=4, num_steps=8, vf_coef=0.0, bounds_loss_coef=0.1)
     agent = a2c.Agent(*WALKER, args)
     agent.critic.requires_grad_(False)
     with torch.no_grad():
