@@ -143,7 +143,7 @@ class Linear(nn.Module):
 
 
 def mlp(
-    sizes: list[int], activation: type[nn.Module], last_gain: float, generators: list[torch.Generator]
+    sizes: list[int], activation: Callable[[], nn.Module], last_gain: float, generators: list[torch.Generator]
 ) -> nn.Sequential:
     """Layers of these sizes, the last one linear, for all seeds."""
     layers: list[nn.Module] = []
@@ -162,7 +162,7 @@ class Agent(nn.Module):
         self.exploration_noise = args.exploration_noise
         generators = [torch.Generator().manual_seed(args.seed + k) for k in range(args.num_seeds)]
         sizes = [self.obs_dim, args.hidden_size, args.hidden_size, self.action_dim]
-        self.actor = mlp(sizes, nn.ReLU, 0.01, generators)
+        self.actor = mlp(sizes, lambda: nn.ReLU(inplace=True), 0.01, generators)
         if not action_space.is_bounded():
             refuse(f"the actions of {args.env_id} have no bounds, to which the policy could be squashed")
         low, high = torch.tensor(action_space.low).float().ravel(), torch.tensor(action_space.high).float().ravel()
@@ -194,7 +194,7 @@ class Agent(nn.Module):
 def make_critic(agent: Agent, args: Args) -> nn.Sequential:
     generators = [torch.Generator().manual_seed(args.seed + k) for k in range(args.num_seeds)]
     sizes = [agent.obs_dim + agent.action_dim, args.hidden_size, args.hidden_size, 1]
-    return mlp(sizes, nn.ReLU, 1.0, generators).to(agent.device)
+    return mlp(sizes, lambda: nn.ReLU(inplace=True), 1.0, generators).to(agent.device)
 
 
 class Replay:
@@ -447,6 +447,7 @@ def check_ranges(args: "Args") -> None:
 
 def select_device(args: Args) -> torch.device:
     torch.set_num_threads(args.torch_threads or os.cpu_count() or 1)
+    torch.set_flush_denormal(True)  # Adam's moments of dead units decay into denormals, which are slow on a CPU
     try:
         device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
         if device.type not in ("cpu", "cuda"):

@@ -172,7 +172,7 @@ class Linear(nn.Module):
 
 
 def mlp(
-    sizes: list[int], activation: type[nn.Module], last_gain: float, generators: list[torch.Generator]
+    sizes: list[int], activation: Callable[[], nn.Module], last_gain: float, generators: list[torch.Generator]
 ) -> nn.Sequential:
     """Layers of these sizes, the last one linear, for all seeds."""
     layers: list[nn.Module] = []
@@ -581,6 +581,7 @@ def check_ranges(args: "Args") -> None:
 
 def select_device(args: Args) -> torch.device:
     torch.set_num_threads(args.torch_threads or os.cpu_count() or 1)
+    torch.set_flush_denormal(True)  # Adam's moments of dead units decay into denormals, which are slow on a CPU
     try:
         device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
         if device.type not in ("cpu", "cuda"):

@@ -148,7 +148,7 @@ class Linear(nn.Module):
 
 
 def mlp(
-    sizes: list[int], activation: type[nn.Module], last_gain: float, generators: list[torch.Generator]
+    sizes: list[int], activation: Callable[[], nn.Module], last_gain: float, generators: list[torch.Generator]
 ) -> nn.Sequential:
     """Layers of these sizes, the last one linear, for all seeds."""
     layers: list[nn.Module] = []
@@ -166,7 +166,7 @@ class Agent(nn.Module):
         self.obs_dim, self.action_dim = int(np.prod(obs_space.shape)), int(np.prod(action_space.shape))
         generators = [torch.Generator().manual_seed(args.seed + k) for k in range(args.num_seeds)]
         sizes = [self.obs_dim, args.hidden_size, args.hidden_size, 2 * self.action_dim]
-        self.actor = mlp(sizes, nn.ReLU, 0.01, generators)
+        self.actor = mlp(sizes, lambda: nn.ReLU(inplace=True), 0.01, generators)
         if not action_space.is_bounded():
             refuse(f"the actions of {args.env_id} have no bounds, to which the policy could be squashed")
         low, high = torch.tensor(action_space.low).float().ravel(), torch.tensor(action_space.high).float().ravel()
@@ -207,7 +207,8 @@ def make_critics(agent: Agent, args: Args) -> nn.Sequential:
     """Twin critics of each seed: member 2 * k + j is critic j of seed k."""
     generators = [torch.Generator().manual_seed(args.seed + k) for k in range(args.num_seeds)]
     sizes = [agent.obs_dim + agent.action_dim, args.hidden_size, args.hidden_size, 1]
-    return mlp(sizes, nn.ReLU, 1.0, [generator for generator in generators for _ in range(2)]).to(agent.device)
+    members = [generator for generator in generators for _ in range(2)]
+    return mlp(sizes, lambda: nn.ReLU(inplace=True), 1.0, members).to(agent.device)
 
 
 class Replay:
@@ -484,6 +485,7 @@ def check_ranges(args: "Args") -> None:
 
 def select_device(args: Args) -> torch.device:
     torch.set_num_threads(args.torch_threads or os.cpu_count() or 1)
+    torch.set_flush_denormal(True)  # Adam's moments of dead units decay into denormals, which are slow on a CPU
     try:
         device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
         if device.type not in ("cpu", "cuda"):
