@@ -26,8 +26,8 @@ Baselines, and the bias of each:
                  batch, and they are clipped. Its variance is the price: H steps times a return of H rewards, squared,
                  can grow like H^3.
     value        Environments go on from batch to batch. What lies behind the end of a batch, and behind a time limit,
-                 is replaced by V, whose error is the bias. This is `a2c.py --gae-lambda 1` with rarer, larger batches,
-                 which Sutton and Barto (2018, chapter 13) would call actor-critic.
+                 is replaced by V, whose error is the bias. This is `a2c.py --gae-lambda 1 --bounds-loss-coef 0` with
+                 rarer, larger batches, which Sutton and Barto (2018, chapter 13) would call actor-critic.
 
 Details that matter:
  1. The theorem weights step t by gamma^t, or draws states from d: play on with probability gamma, else stop, and take
