@@ -361,9 +361,6 @@ def compute_targets(agent: Agent, rollout: dict[str, Tensor], carry: Tensor, arg
     return batch | {"valid": valid}
 
 
-LOSSES = ("policy_loss", "value_loss", "entropy", "bounds_loss", "grad_norm", "explained_variance")
-
-
 def bounds_loss(agent: Agent, policy: tuple[Tensor, ...]) -> Tensor:
     """Squared distance of a normal policy's mean from the action range, summed over the action's dimensions, [S, B]; 0
     for a softmax and for dimensions without bounds."""
@@ -371,6 +368,9 @@ def bounds_loss(agent: Agent, policy: tuple[Tensor, ...]) -> Tensor:
         return torch.zeros_like(policy[0][..., 0])
     excess = policy[0] - (agent.to_task(policy[0]) - agent.action_bias) / agent.action_scale
     return excess.square().sum(-1)
+
+
+LOSSES = ("policy_loss", "value_loss", "entropy", "bounds_loss", "grad_norm", "explained_variance")
 
 
 def update(
@@ -553,7 +553,6 @@ def check_ranges(args: "Args") -> None:
 
 def select_device(args: Args) -> torch.device:
     torch.set_num_threads(args.torch_threads or os.cpu_count() or 1)
-    torch.set_flush_denormal(True)  # Adam's moments of dead units decay into denormals, which are slow on a CPU
     try:
         device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
         if device.type not in ("cpu", "cuda"):

@@ -641,7 +641,6 @@ def check_ranges(args: "Args") -> None:
 
 def select_device(args: Args) -> torch.device:
     torch.set_num_threads(args.torch_threads or os.cpu_count() or 1)
-    torch.set_flush_denormal(True)  # Adam's moments of dead units decay into denormals, which are slow on a CPU
     try:
         device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
         if device.type not in ("cpu", "cuda"):
