@@ -251,13 +251,17 @@ def overview(results: dict[str, dict[str, dict]]) -> bytes:
 
 def clock(results: dict[str, dict[str, dict]], folder: Path) -> bytes | None:
     """The same against minutes, for the task and machine of speed.py: steps over the rate that it has measured for one
-    seed, alone on the machine. (The runs' own clocks count whatever else ran there.)"""
+    seed, alone on the machine. (The runs' own clocks count whatever else ran there.) The machine is not equally fast on
+    all days: how fast it was, EnvPool's rate in the same measurement says (the highest over its numbers of
+    environments), and every curve is drawn for the median of these."""
     measured = {algo: json.loads(path.read_text()) for algo in ALGOS if (path := folder / f"{algo}.json").exists()}
+    medians = {algo: {k: v["median"] for k, v in own["steps_per_second"].items()} for algo, own in measured.items()}
+    envpool = {algo: max(v for k, v in own.items() if k.startswith("EnvPool")) for algo, own in medians.items()}
     figure, axis = plt.subplots(figsize=(5.6, 2.8), layout="constrained")
     for i, algo in enumerate(ALGOS):
         task = measured.get(algo, {}).get("env_id")
         if task in results.get(algo, {}):
-            rate = measured[algo]["steps_per_second"][f"{algo}, 1 seed"]["median"]
+            rate = medians[algo][f"{algo}, 1 seed"] * np.median(list(envpool.values())) / envpool[algo]
             evaluation_curve(axis, results[algo][task], 1 / rate / 60, color=f"C{i}", label=algo)
             axis.set_title(task, fontsize=9)
     if not axis.lines:
