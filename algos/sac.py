@@ -191,8 +191,9 @@ class Agent(nn.Module):
     def sample(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Actions [S, B, A] and their log-densities [S, B], with a gradient (reparameterised)."""
         mean, log_std = self.policy(obs)
-        pre_tanh = mean + log_std.exp() * torch.randn_like(mean)
-        log_probs = squashed_log_prob(pre_tanh, mean, log_std, self.action_scale)
+        noise = torch.randn_like(mean)
+        pre_tanh = mean + log_std.exp() * noise
+        log_probs = squashed_log_prob(noise, log_std, pre_tanh, self.action_scale)
         return pre_tanh.tanh() * self.action_scale + self.action_bias, log_probs
 
     def noisy_action(self, obs: Tensor) -> Tensor:
@@ -240,16 +241,12 @@ class Replay:
 # ------------------------------------------------------------------------------------------------------------ Algorithm
 
 
-def normal_log_prob(actions: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """Log-density of independent normals, summed over the action's dimensions."""
-    z = (actions - mean) * torch.exp(-log_std)
-    return -0.5 * z.square().sum(-1) - (log_std + 0.5 * np.log(2 * np.pi)).sum(-1)
-
-
-def squashed_log_prob(pre_tanh: Tensor, mean: Tensor, log_std: Tensor, action_scale: Tensor) -> Tensor:
-    """Log-density of scale * tanh(u) + bias for u = pre_tanh from a normal, summed over the action's dimensions."""
+def squashed_log_prob(noise: Tensor, log_std: Tensor, pre_tanh: Tensor, action_scale: Tensor) -> Tensor:
+    """Log-density of a = scale * tanh(u) + bias for u = pre_tanh = mean + exp(log_std) * noise: that of the normal, less
+    the log-slope log |da/du|, summed over the action's dimensions."""
+    normal = -0.5 * noise.square() - log_std - 0.5 * np.log(2 * np.pi)
     log_slope = action_scale.log() + 2 * (np.log(2) - pre_tanh - nn.functional.softplus(-2 * pre_tanh))
-    return normal_log_prob(pre_tanh, mean, log_std) - log_slope.sum(-1)
+    return (normal - log_slope).sum(-1)
 
 
 def q_values(critics: nn.Sequential, obs: Tensor, actions: Tensor) -> Tensor:

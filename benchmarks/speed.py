@@ -273,6 +273,13 @@ def measurements(algo: str, args: Args) -> dict[str, Callable[[], float]]:
     return plans
 
 
+def processor() -> str | None:
+    """The CPU's model as Linux names it, None on other systems."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+
+
 def summary(algo: str, args: Args, values: dict[str, list[float]]) -> dict[str, Any]:
     """Medians, and what follows from them."""
     rate = {name: statistics.median(each) for name, each in values.items()}
@@ -287,7 +294,7 @@ def summary(algo: str, args: Args, values: dict[str, list[float]]) -> dict[str, 
     result = {
         "algo": algo,
         "env_id": args.env_id,
-        "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "gpu": gpu},
+        "hardware": {"machine": platform.machine(), "processor": processor(), "cores": os.cpu_count(), "gpu": gpu},
         "steps_per_second": {name: {"median": rate[name], "each": values[name]} for name in rate},
         "of_envpool": {
             seeds_text(n): rate[own[n]] / rate[f"EnvPool alone, {NUM_ENVS[algo] * n} environments"] for n in own

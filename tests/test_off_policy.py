@@ -330,7 +330,8 @@ def test_sac_density_integrates_to_one(sac, scale):
     edges = torch.linspace(-1, 1, 400_001, dtype=torch.float64)
     actions = (edges[1:] + edges[:-1]) / 2
     pre_tanh = actions.atanh().view(1, -1, 1)
-    log_probs = sac.squashed_log_prob(pre_tanh, mean, log_std, torch.tensor([scale]).double())
+    noise = (pre_tanh - mean) / log_std.exp()
+    log_probs = sac.squashed_log_prob(noise, log_std, pre_tanh, torch.tensor([scale]).double())
     assert (log_probs.exp().sum() * scale * 2 / 400_000).item() == pytest.approx(1, abs=1e-4)
 
 
@@ -341,14 +342,12 @@ def test_sac_log_prob_against_the_change_of_variables_at_saturation(sac):
     for u in (-3.0, -0.1, 0.0, 1.0, 8.0):
         x = torch.tensor(u).double()
         expected = squashed.log_prob(1 + 3 * x.tanh())
-        ours = sac.squashed_log_prob(
-            x.view(1, 1, 1), torch.tensor([[[0.5]]]).double(), torch.tensor([[[np.log(2.0)]]]).double(),
-            torch.tensor([3.0]).double(),
-        )  # fmt: skip
+        noise, log_std = ((x - 0.5) / 2).view(1, 1, 1), torch.tensor([[[np.log(2.0)]]]).double()
+        ours = sac.squashed_log_prob(noise, log_std, x.view(1, 1, 1), torch.tensor([3.0]).double())
         assert ours.item() == pytest.approx(expected.item(), abs=1e-4), u
     # where tanh(u) is 1 to the last digit, the density still falls by exp(-2 u): log(1 - tanh^2) = 2 log 2 - 2 u
     u = torch.tensor([20.0, 40.0]).view(1, 2, 1)
-    log_probs = sac.squashed_log_prob(u, u, torch.zeros(1, 1, 1), torch.ones(1))[0]
+    log_probs = sac.squashed_log_prob(torch.zeros(1, 2, 1), torch.zeros(1, 1, 1), u, torch.ones(1))[0]
     assert (log_probs[1] - log_probs[0]).item() == pytest.approx(40, rel=1e-5)
 
 
