@@ -242,8 +242,8 @@ class Replay:
 
 
 def squashed_log_prob(noise: Tensor, log_std: Tensor, pre_tanh: Tensor, action_scale: Tensor) -> Tensor:
-    """Log-density of a = scale * tanh(u) + bias for u = pre_tanh = mean + exp(log_std) * noise: that of the normal, less
-    the log-slope log |da/du|, summed over the action's dimensions."""
+    """Log-density of a = scale * tanh(u) + bias for u = pre_tanh = mean + exp(log_std) * noise: the normal's, less the
+    log-slope log |da/du|; summed over the action's dimensions."""
     normal = -0.5 * noise.square() - log_std - 0.5 * np.log(2 * np.pi)
     log_slope = action_scale.log() + 2 * (np.log(2) - pre_tanh - nn.functional.softplus(-2 * pre_tanh))
     return (normal - log_slope).sum(-1)

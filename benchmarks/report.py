@@ -255,18 +255,17 @@ def clock(results: dict[str, dict[str, dict]], folder: Path) -> bytes | None:
     all days: how fast it was, EnvPool's rate in the same measurement says (the highest over its numbers of
     environments), and every curve is drawn for the median of these."""
     measured = {algo: json.loads(path.read_text()) for algo in ALGOS if (path := folder / f"{algo}.json").exists()}
+    measured = {algo: own for algo, own in measured.items() if own["env_id"] in results.get(algo, {})}
+    if not measured:
+        return None
     medians = {algo: {k: v["median"] for k, v in own["steps_per_second"].items()} for algo, own in measured.items()}
     envpool = {algo: max(v for k, v in own.items() if k.startswith("EnvPool")) for algo, own in medians.items()}
     figure, axis = plt.subplots(figsize=(5.6, 2.8), layout="constrained")
-    for i, algo in enumerate(ALGOS):
-        task = measured.get(algo, {}).get("env_id")
-        if task in results.get(algo, {}):
-            rate = medians[algo][f"{algo}, 1 seed"] * np.median(list(envpool.values())) / envpool[algo]
-            evaluation_curve(axis, results[algo][task], 1 / rate / 60, color=f"C{i}", label=algo)
-            axis.set_title(task, fontsize=9)
-    if not axis.lines:
-        plt.close(figure)
-        return None
+    for algo, own in measured.items():
+        rate = medians[algo][f"{algo}, 1 seed"] * np.median(list(envpool.values())) / envpool[algo]
+        curve = results[algo][own["env_id"]]
+        evaluation_curve(axis, curve, 1 / rate / 60, color=f"C{ALGOS.index(algo)}", label=algo)
+        axis.set_title(own["env_id"], fontsize=9)
     style(axis)
     axis.set_xlabel("minutes, one seed alone on the machine", fontsize=8)
     axis.set_ylabel("evaluation return", fontsize=8)
