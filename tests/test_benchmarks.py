@@ -294,9 +294,10 @@ def test_a_slow_day_of_the_machine_does_not_move_the_curve_against_the_clock(tmp
     report = load_script(ROOT / "benchmarks" / "report.py")
     monkeypatch.setattr(report, "png", lambda figure: [line.get_xdata() for line in figure.axes[0].lines])
     results = {}
-    for algo, day in (("ppo_continuous", 1.0), ("a2c", 0.5), ("trpo", 1.0)):
-        write_result(tmp_path / algo / "Task-v4", [1.0, 2.0, 3.0])
-        results[algo] = {"Task-v4": reading.read_result(tmp_path / algo / "Task-v4")}
+    for algo, day in (("ppo_continuous", 1.0), ("a2c", 0.5), ("trpo", 1.0), ("sac", 0.1), ("ddpg", 0.1)):
+        if day > 0.1:  # the others have no curve, and no say in how fast the machine was
+            write_result(tmp_path / algo / "Task-v4", [1.0, 2.0, 3.0])
+            results[algo] = {"Task-v4": reading.read_result(tmp_path / algo / "Task-v4")}
         own = 20 if algo == "trpo" else 10  # steps per second, on a good day
         rates = {"EnvPool alone, 8 environments": 20 * day, "EnvPool alone, 64 environments": 40 * day}
         rates = {name: {"median": rate} for name, rate in (rates | {f"{algo}, 1 seed": own * day}).items()}
