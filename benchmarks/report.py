@@ -7,11 +7,11 @@ python benchmarks/report.py --check    # writes nothing; status 1 if the committ
 python benchmarks/report.py --compare runs/A runs/B     # is B better than A? Folders of run folders, or of results
 
 Protocol: the final evaluation, not the best; deterministic action, frozen statistics, 100 fresh episodes per seed; the
-same defaults for all tasks; seeds 1 to 5, with defaults chosen on others (the README names the exceptions). A mean over
-seeds comes with Student's t interval at 95 %. Published means have no spread here: they are points, and the t test is
-of the seeds alone; p-values carry Holm's correction for the number of cells. Over tasks: returns normalised between the
-random policy (0) and the best published mean of any algorithm (1), intervals by stratified bootstrap of the seeds, with
-a fixed seed of its own.
+same defaults for all tasks; seeds 1 to 5, with defaults chosen on others (the exceptions: results/search/README.md). A
+mean over seeds comes with Student's t interval at 95 %. Published means have no spread here: they are points, and the t
+test is of the seeds alone; p-values carry Holm's correction for the number of cells. Over tasks: returns normalised
+between the random policy (0) and the best published mean of any algorithm (1), intervals by stratified bootstrap of the
+seeds, with a fixed seed of its own.
 """
 
 import csv
@@ -392,7 +392,7 @@ def variance_text(result: dict) -> str:
 
 
 def speed(folder: Path) -> str:
-    """The table of results/speed/*.json: medians, what they are of EnvPool's and a peer's, and where the time goes."""
+    """The tables of results/speed/*.json: medians, what they are of EnvPool's and a peer's, and where the time goes."""
     paths = [folder / f"{algo}.json" for algo in ALGOS]
     results = [json.loads(path.read_text()) for path in paths if path.exists()]
     if not results:
@@ -402,11 +402,13 @@ def speed(folder: Path) -> str:
         each = rate["each"]
         return f"{rate['median']:,.0f}" + f" ({min(each):,.0f} to {max(each):,.0f})" * (len(each) > 1)
 
-    columns = ["", "seeds", "steps per second", "of EnvPool alone", "simulator, policy, update", "peer"]
-    lines = ["| " + " | ".join([*columns, "times peer"]) + " |", "|---|---:|---:|---:|---|---|---:|"]
+    lines = [
+        "|  | seeds | steps per second | of EnvPool alone | simulator, policy, update |",
+        "|---|---:|---:|---:|---|",
+    ]
+    peers = ["|  | peer | its steps per second | ours, times that |", "|---|---|---:|---|"]
     for result in results:
         algo, rates = result["algo"], result["steps_per_second"]
-        peers = list(result["times_peer"])
         for seeds, share in result["of_envpool"].items():
             parts = {"simulator": 0.0, "policy": 0.0, "update": 0.0, "training": 0.0}
             for name, part in result["parts"].get(seeds, {}).items():
@@ -414,10 +416,11 @@ def speed(folder: Path) -> str:
                 parts[kind if kind in parts else "update"] += part["share"]
             parts.pop("training")  # the whole
             cells = [algo, seeds.split()[0], shown(rates[f"{algo}, {seeds}"]), f"{share:.0%}"]
-            cells.append(", ".join(f"{part:.0%}" for part in parts.values()))
-            cells.append("<br>".join(f"{peer}: {shown(rates[peer])}" for peer in peers))
-            cells.append("<br>".join(f"{result['times_peer'][peer][seeds]:.1f}" for peer in peers))
-            lines.append("| " + " | ".join(cells) + " |")
+            lines.append("| " + " | ".join([*cells, ", ".join(f"{part:.0%}" for part in parts.values())]) + " |")
+        for peer, times in result["times_peer"].items():
+            ratios = ", ".join(f"{ratio:.1f} with {seeds.removesuffix(' seeds')}" for seeds, ratio in times.items())
+            peers.append("| " + " | ".join([algo, peer, shown(rates[peer]), ratios]) + " |")
+    lines += ["", *peers] if len(peers) > 2 else []
     hardware = {(result["env_id"], result["hardware"]["cores"], result["hardware"]["machine"]) for result in results}
     places = "; ".join(f"{env_id}, {cores} cores ({machine}), no GPU" for env_id, cores, machine in sorted(hardware))
     lines += ["", f"{places}. Environment steps of all seeds; off-policy: one update per step."]
