@@ -64,6 +64,13 @@ def published() -> dict[tuple[str, str], float]:
         return {(row["algo"], row["env"]): float(row["mean_return"]) for row in csv.DictReader(file)}
 
 
+def published_curves() -> dict[tuple[str, str, int], float]:
+    """Points of published learning curves before a million steps, by algorithm, task without its version, and steps."""
+    with open(HERE / "published_curves.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {(row["algo"], row["env"], int(row["steps"])): float(row["mean_return"]) for row in rows}
+
+
 def random_returns() -> dict[str, float]:
     """Mean return of random actions by task, as random_policy.py has measured it."""
     with open(HERE / "results" / "random.csv", newline="") as file:
@@ -296,17 +303,21 @@ def style(axis: plt.Axes) -> None:
 
 
 def shorter_runs(folder: Path) -> str:
-    """What is trained for less than the million steps of the table: the final returns, and the first evaluation at
-    which every seed is at what Gymnasium calls solved, if the task has such a threshold."""
-    columns = ["algorithm", "task", "steps", "final return, mean of seeds", "each seed", "every seed solves it after"]
-    lines = [f"| {' | '.join(columns)} |", "|---|---|---:|---:|---|---|"]
+    """What is trained for less than the million steps of the table: the final returns, what a published curve has at
+    that step, and the first evaluation at which every seed is at what Gymnasium calls solved, if the task has such a
+    threshold."""
+    columns = ["algorithm", "task", "steps", "final return, mean of seeds", "each seed", "published curve there"]
+    lines = [f"| {' | '.join([*columns, 'every seed solves it after'])} |", "|---|---|---:|---:|---|---:|---|"]
+    bar = published_curves()
     for algo, task in itertools.product(ALGOS, sorted({path.parent.name for path in folder.glob("*/*/run.json")})):
         if (folder / algo / task / "run.json").exists():
             seeds = read_result(folder / algo / task)
             final = final_returns(seeds)
             steps = next(iter(seeds.values()))["global_step"]
             each = " ".join(number(value).replace(",", "") for value in final)
-            row = [algo, task, f"{steps[-1]:,.0f}", with_spread(final), each, ""]
+            cell = (PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0], int(steps[-1]))
+            there = number(bar[cell]) if cell in bar else ""
+            row = [algo, task, f"{steps[-1]:,.0f}", with_spread(final), each, there, ""]
             threshold = getattr(gymnasium.registry.get(task), "reward_threshold", None)
             worst = np.min([columns["eval_return"] for columns in seeds.values()], axis=0)
             if threshold is not None and (solved := steps[worst >= threshold]).size:

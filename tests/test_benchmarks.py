@@ -36,6 +36,8 @@ def test_published_numbers_carry_their_sources():
     assert len(rows) == 54
     assert all(row["source"] and row["metric_note"] and int(row["n_seeds"]) >= 3 for row in rows)
     assert len({(row["algo"], row["env"]) for row in rows}) == 54
+    with open(ROOT / "benchmarks" / "published_curves.csv", newline="") as file:
+        assert all(row["source"] and row["metric_note"] and int(row["n_seeds"]) >= 3 for row in csv.DictReader(file))
 
 
 def test_committed_results_are_complete_and_the_report_is_what_they_give():
