@@ -152,14 +152,16 @@ def test_the_table_by_hand(tmp_path):
     assert note.endswith("1 of 2 are beaten (bold), 0 of them with p < 0.05 (below); not: ppo_continuous on Ant-v4.")
 
 
-def test_shorter_runs_tell_when_every_seed_has_solved_the_task(tmp_path):
+def test_shorter_runs_tell_when_every_seed_has_solved_the_task_and_what_is_published(tmp_path, monkeypatch):
+    points = {("a2c", "Ant", 1000): 1234.5, ("a2c", "Pendulum", 999): 5.0, ("sac", "CartPole", 1000): 7.0}
+    monkeypatch.setattr(report, "published_curves", lambda: points)
     for task, finals in (("CartPole-v1", [500.0, 480.0]), ("Pendulum-v1", [-150.0]), ("Ant-v4", [1.0, 2.0])):
         write_result(tmp_path / "a2c" / task, finals)
     ant, cart_pole, pendulum = report.shorter_runs(tmp_path).splitlines()[2:]
     steps = next(iter(report.read_result(tmp_path / "a2c" / "Ant-v4").values()))["global_step"][-1]
-    assert cart_pole.endswith(f"| 500 480 | {steps:,.0f} steps (475) |")
-    assert pendulum.endswith("| -150 | -150 |  |")  # which has no threshold
-    assert ant.endswith("| 1.0 2.0 |  |")
+    assert cart_pole.endswith(f"| 500 480 |  | {steps:,.0f} steps (475) |")
+    assert pendulum.endswith("| -150 | -150 |  |  |")  # which has no threshold
+    assert ant.endswith("| 1.0 2.0 | 1,234 |  |")  # the point at that step, of that algorithm
 
 
 def test_stale_results_are_named(tmp_path, monkeypatch):
