@@ -28,9 +28,11 @@ Details that matter:
  5. Noise is normal, drawn anew for every environment and every dimension of the action, in units of half its range.
  6. The gradient runs from Q through the action into the policy; the critic's own weights get none of it.
  7. Observations and rewards are taken as they are.
+ 8. The critic's learning rate is the larger one: the actor climbs the Q that there is, so Q has to be right first.
 Deviations from the paper: 4 (one environment and one update a step), uncorrelated noise in place of an
 Ornstein-Uhlenbeck process, random actions at first, the action enters the critic's first layer, 256 x 256 units, no
-batch normalisation, no weight decay, orthogonal initialisation, one learning rate, batches of 256, tau 0.005.
+batch normalisation, no weight decay, orthogonal initialisation, the actor's learning rate (1e-4), batches of 256,
+tau 0.005.
 """
 
 import contextlib
@@ -91,7 +93,8 @@ class Args:
     learning_starts: int = 10_000  # steps of random actions before the first update
     utd_ratio: float = 1.0  # updates per environment step, whatever the number of environments
     batch_size: int = 256  # transitions per update
-    learning_rate: float = 3e-4  # of Adam
+    learning_rate: float = 3e-4  # of the actor, by Adam
+    critic_learning_rate: float = 1e-3  # of the critic, by Adam
     gamma: float = 0.99  # discount factor
     tau: float = 0.005  # weight of the new networks in the running average of the targets
     exploration_noise: float = 0.1  # standard deviation of the noise, in units of half the action range
@@ -291,9 +294,9 @@ def train(args: Args) -> list[Path]:
     agent = Agent(envs.single_observation_space, envs.single_action_space, args).to(device)
     agent_target = Agent(envs.single_observation_space, envs.single_action_space, args).to(device).requires_grad_(False)
     critic, critic_target = make_critic(agent, args), make_critic(agent, args).requires_grad_(False)
-    adam = {"lr": args.learning_rate, "fused": True, "capturable": on_cuda}
-    actor_optimizer = torch.optim.Adam(agent.parameters(), **adam)
-    critic_optimizer = torch.optim.Adam(critic.parameters(), **adam)
+    adam = {"fused": True, "capturable": on_cuda}
+    actor_optimizer = torch.optim.Adam(agent.parameters(), args.learning_rate, **adam)
+    critic_optimizer = torch.optim.Adam(critic.parameters(), args.critic_learning_rate, **adam)
     state = agent.state_dict() | agent_target.state_dict(prefix="agent_target.")  # all that training changes
     state |= critic.state_dict(prefix="critic.") | critic_target.state_dict(prefix="critic_target.")
     state |= optimizer_state(actor_optimizer, "actor_adam") | optimizer_state(critic_optimizer, "critic_adam")
