@@ -28,9 +28,11 @@ Details that matter:
  5. Noise is normal, drawn anew for every environment and every dimension of the action, in units of half its range.
  6. The gradient runs from Q through the action into the policy; the critic's own weights get none of it.
  7. Observations and rewards are taken as they are.
-Deviations from the paper: 4 (one environment and one update a step), uncorrelated noise in place of an
-Ornstein-Uhlenbeck process, random actions at first, the action enters the critic's first layer, 256 x 256 units, no
-batch normalisation, no weight decay, orthogonal initialisation, one learning rate, batches of 256, tau 0.005.
+ 8. The critic's learning rate is the larger one: the actor climbs the Q that there is, so Q has to be right first.
+Deviations from the paper (in brackets what it has): 4 (one environment, one update a step), uncorrelated noise
+(Ornstein-Uhlenbeck), random actions at first, the action enters the critic's first layer (second), 256 x 256 units
+(400, 300), an actor's learning rate of 3e-4 (1e-4), batches of 256 (64), tau 0.005 (0.001), orthogonal initialisation
+(uniform), no batch normalisation, no weight decay.
 """
 
 import contextlib
@@ -91,12 +93,13 @@ class Args:
     learning_starts: int = 10_000  # steps of random actions before the first update
     utd_ratio: float = 1.0  # updates per environment step, whatever the number of environments
     batch_size: int = 256  # transitions per update
-    learning_rate: float = 3e-4  # of Adam
+    learning_rate: float = 3e-4  # of the actor, by Adam
+    critic_learning_rate: float = 1e-3  # of the critic, by Adam
     gamma: float = 0.99  # discount factor
     tau: float = 0.005  # weight of the new networks in the running average of the targets
     exploration_noise: float = 0.1  # standard deviation of the noise, in units of half the action range
     hidden_size: int = 256  # units in each of the two hidden layers
-    save_replay: bool = False  # put the replay into the checkpoint; without it, resuming refills it first
+    save_replay: bool = False  # checkpoint the replay as well, all buffer_size rows; else resuming refills it first
 
     # Speed
     env_threads: int = 0  # threads of EnvPool; 0 is one per core
@@ -116,8 +119,10 @@ class Args:
         check_ranges(self)
         if self.num_envs > self.buffer_size:
             refuse(f"a replay of {self.buffer_size} transitions does not hold a step of {self.num_envs} environments")
-        if self.trained_timesteps < self.learning_starts + self.num_envs:  # the last step comes before its updates
-            refuse(f"total_timesteps = {self.total_timesteps}: nothing is learned up to learning_starts")
+        # An iteration learns and then steps: the last one must find learning_starts steps behind it
+        if self.utd_ratio == 0 or self.trained_timesteps < self.learning_starts + self.num_envs:
+            given = {name: getattr(self, name) for name in ("total_timesteps", "learning_starts", "utd_ratio")}
+            refuse(f"nothing is learned with {', '.join(f'{name} = {value}' for name, value in given.items())}")
 
     @property
     def trained_timesteps(self) -> int:
@@ -164,9 +169,9 @@ class Agent(nn.Module):
         sizes = [self.obs_dim, args.hidden_size, args.hidden_size, self.action_dim]
         # ReLU in place: on a CPU an update waits for memory, and this is an array less to write
         self.actor = mlp(sizes, lambda: nn.ReLU(inplace=True), 0.01, generators)
-        if not action_space.is_bounded():
-            refuse(f"the actions of {args.env_id} have no bounds, to which the policy could be squashed")
         low, high = torch.tensor(action_space.low).float().ravel(), torch.tensor(action_space.high).float().ravel()
+        if not ((high - low > 0) & (high - low).isfinite()).all():
+            refuse(f"the actions of {args.env_id} have no bounds, to which the policy could be squashed")
         self.register_buffer("action_low", low, persistent=False)
         self.register_buffer("action_high", high, persistent=False)
         self.register_buffer("action_scale", (high - low) / 2, persistent=False)
@@ -291,14 +296,15 @@ def train(args: Args) -> list[Path]:
     agent = Agent(envs.single_observation_space, envs.single_action_space, args).to(device)
     agent_target = Agent(envs.single_observation_space, envs.single_action_space, args).to(device).requires_grad_(False)
     critic, critic_target = make_critic(agent, args), make_critic(agent, args).requires_grad_(False)
-    adam = {"lr": args.learning_rate, "fused": True, "capturable": on_cuda}
-    actor_optimizer = torch.optim.Adam(agent.parameters(), **adam)
-    critic_optimizer = torch.optim.Adam(critic.parameters(), **adam)
+    adam = {"fused": True, "capturable": on_cuda}
+    actor_optimizer = torch.optim.Adam(agent.parameters(), args.learning_rate, **adam)
+    critic_optimizer = torch.optim.Adam(critic.parameters(), args.critic_learning_rate, **adam)
     state = agent.state_dict() | agent_target.state_dict(prefix="agent_target.")  # all that training changes
     state |= critic.state_dict(prefix="critic.") | critic_target.state_dict(prefix="critic_target.")
     state |= optimizer_state(actor_optimizer, "actor_adam") | optimizer_state(critic_optimizer, "critic_adam")
     replay = Replay(S, args.buffer_size, agent.obs_dim, agent.action_dim, device)
     stored = {"replay.rows": replay.rows, "replay.count": replay.count}
+    touched = state | {"replay.count": replay.count}  # not the rows: graphs are recorded with no valid one to store
     if args.save_replay:
         state |= stored
         start = 0
@@ -306,7 +312,7 @@ def train(args: Args) -> list[Path]:
         restore(state, saved["state"])
         if start and step < last:
             print(f"without --save-replay, {args.learning_starts} steps refill the replay before learning goes on")
-    # Refilling is the policy's part, unless it has never been updated
+    # After a resumption the policy fills the replay again; one that has never been updated would add nothing to chance
     random_until = args.learning_starts + (0 if state["actor_adam.0.step"].any() else start)
     failed = diverged(agent)
     log = RunLog(args, device, folders or claim_folders(args), saved)
@@ -339,7 +345,6 @@ def train(args: Args) -> list[Path]:
             ).items():
                 losses[name].add_(value)
 
-    touched = state | {"replay.count": replay.count}
     act, act_randomly, store, learn = (capture(f, touched, args, device) for f in (act, act_randomly, store, learn))
     torch._foreach_zero_(list(losses.values()))  # of what the warm-up left
     torch.manual_seed(spaced_seeds(args, 1, 2, step)[0])  # noise and samples of all seeds come from one stream
@@ -427,9 +432,10 @@ def check_ranges(args: "Args") -> None:
     for name, value in vars(args).items():
         from_0 = name in ("seed", "env_threads", "torch_threads", "num_evaluations", "line_search_steps")
         lowest = -99 if name.startswith("log_std") else 1 if type(value) is int and not from_0 else 0
-        amount = type(value) is float or name in ("seed", "total_timesteps", "learning_starts", "buffer_size")
+        amount = type(value) is float or name in ("seed", "total_timesteps", "learning_starts")
         highest = 1 if name in ("gamma", "gae_lambda", "tau") else 2**53 if amount else 2**20
         highest = 2**10 if name in ("env_threads", "torch_threads", "utd_ratio") else highest
+        highest = 2**24 if name == "buffer_size" else highest  # rows are drawn by a float32, which has 24 bits
         if type(value) in (int, float) and not lowest <= value <= highest:
             refuse(f"{name} = {value} is out of range")
         if name in ("exp_name", "run_dir") and not (value.isprintable() and (name == "run_dir" or "/" not in value)):

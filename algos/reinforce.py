@@ -560,9 +560,10 @@ def check_ranges(args: "Args") -> None:
     for name, value in vars(args).items():
         from_0 = name in ("seed", "env_threads", "torch_threads", "num_evaluations", "line_search_steps")
         lowest = -99 if name.startswith("log_std") else 1 if type(value) is int and not from_0 else 0
-        amount = type(value) is float or name in ("seed", "total_timesteps", "learning_starts", "buffer_size")
+        amount = type(value) is float or name in ("seed", "total_timesteps", "learning_starts")
         highest = 1 if name in ("gamma", "gae_lambda", "tau") else 2**53 if amount else 2**20
         highest = 2**10 if name in ("env_threads", "torch_threads", "utd_ratio") else highest
+        highest = 2**24 if name == "buffer_size" else highest  # rows are drawn by a float32, which has 24 bits
         if type(value) in (int, float) and not lowest <= value <= highest:
             refuse(f"{name} = {value} is out of range")
         if name in ("exp_name", "run_dir") and not (value.isprintable() and (name == "run_dir" or "/" not in value)):

@@ -28,15 +28,15 @@ Details that matter:
  3. next_obs is the true next observation, that of an episode's last step included: truncation bootstraps from it,
     termination does not.
  4. utd_ratio counts updates per environment step of a seed: with 16 environments, 16 updates follow a step of all.
- 5. The density of a squashed action a = scale * tanh(u) is that of u over |da/du|. What log pi loses by it, log |da/du|
-    = log scale + 2 * (log 2 - u - softplus(-2u)), is exact where 1 - tanh(u)^2 has no digits left.
+ 5. The density of a squashed action a = scale * tanh(u) is that of u over |da/du|: log pi(a) = log N(u) - log |da/du|.
+    In the form log scale + 2 * (log 2 - u - softplus(-2u)) the slope is exact where 1 - tanh(u)^2 has no digits left.
  6. The gradient runs from Q through the action into the policy, the reparameterisation trick; the critics' own weights
     get none of it.
  7. Observations and rewards are taken as they are.
- 8. The target entropy is minus the number of action dimensions, in the task's own units of action.
-Deviations from the paper: 4 (one environment and one update a step), random actions at first, orthogonal
-initialisation, a learning rate of 1e-3 (3e-4), log sigma squashed into [-5, 2], and 8 where a task's actions are not in
-[-1, 1].
+ 8. The target entropy is -1 for each dimension of the action, in units of half its range: a task that has its torques
+    in other units is the same task. In the task's own units that is log scale - 1.
+Deviations from the paper (in brackets what it has): 4 (one environment, one update a step), random actions at first,
+orthogonal initialisation, a learning rate of 1e-3 (3e-4), log sigma squashed into [-5, 2].
 """
 
 import contextlib
@@ -102,7 +102,7 @@ class Args:
     tau: float = 0.005  # weight of the new networks in the running average of the targets
     alpha: float | None = None  # a fixed weight of the entropy; without it, learned
     hidden_size: int = 256  # units in each of the two hidden layers
-    save_replay: bool = False  # put the replay into the checkpoint; without it, resuming refills it first
+    save_replay: bool = False  # checkpoint the replay as well, all buffer_size rows; else resuming refills it first
 
     # Speed
     env_threads: int = 0  # threads of EnvPool; 0 is one per core
@@ -122,8 +122,10 @@ class Args:
         check_ranges(self)
         if self.num_envs > self.buffer_size:
             refuse(f"a replay of {self.buffer_size} transitions does not hold a step of {self.num_envs} environments")
-        if self.trained_timesteps < self.learning_starts + self.num_envs:  # the last step comes before its updates
-            refuse(f"total_timesteps = {self.total_timesteps}: nothing is learned up to learning_starts")
+        # An iteration learns and then steps: the last one must find learning_starts steps behind it
+        if self.utd_ratio == 0 or self.trained_timesteps < self.learning_starts + self.num_envs:
+            given = {name: getattr(self, name) for name in ("total_timesteps", "learning_starts", "utd_ratio")}
+            refuse(f"nothing is learned with {', '.join(f'{name} = {value}' for name, value in given.items())}")
 
     @property
     def trained_timesteps(self) -> int:
@@ -169,11 +171,12 @@ class Agent(nn.Module):
         sizes = [self.obs_dim, args.hidden_size, args.hidden_size, 2 * self.action_dim]
         # ReLU in place: on a CPU an update waits for memory, and this is an array less to write
         self.actor = mlp(sizes, lambda: nn.ReLU(inplace=True), 0.01, generators)
-        if not action_space.is_bounded():
-            refuse(f"the actions of {args.env_id} have no bounds, to which the policy could be squashed")
         low, high = torch.tensor(action_space.low).float().ravel(), torch.tensor(action_space.high).float().ravel()
+        if not ((high - low > 0) & (high - low).isfinite()).all():
+            refuse(f"the actions of {args.env_id} have no bounds, to which the policy could be squashed")
         self.register_buffer("action_scale", (high - low) / 2, persistent=False)
         self.register_buffer("action_bias", (high + low) / 2, persistent=False)
+        self.register_buffer("target_entropy", (self.action_scale.log() - 1).sum(), persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -295,7 +298,7 @@ def update(
     entropy = -log_probs.detach().mean(-1)
     actor_optimizer.zero_grad()
     if args.alpha is None:
-        (actor_loss + alpha_loss(log_alpha, log_probs, -agent.action_dim)).sum().backward()
+        (actor_loss + alpha_loss(log_alpha, log_probs, agent.target_entropy)).sum().backward()
     else:
         actor_loss.sum().backward()
     actor_optimizer.step()
@@ -305,7 +308,7 @@ def update(
     return {name: term.detach() for name, term in zip(LOSSES, terms, strict=True)}
 
 
-def alpha_loss(log_alpha: Tensor, log_probs: Tensor, target_entropy: float) -> Tensor:
+def alpha_loss(log_alpha: Tensor, log_probs: Tensor, target_entropy: Tensor) -> Tensor:
     """Eq. 18 of the paper, [S]: alpha rises where the entropy is below its target."""
     return -(log_alpha.exp() * (log_probs.detach() + target_entropy)).mean(-1)
 
@@ -335,6 +338,7 @@ def train(args: Args) -> list[Path]:
     state |= optimizer_state(actor_optimizer, "actor_adam") | optimizer_state(critic_optimizer, "critic_adam")
     replay = Replay(S, args.buffer_size, agent.obs_dim, agent.action_dim, device)
     stored = {"replay.rows": replay.rows, "replay.count": replay.count}
+    touched = state | {"replay.count": replay.count}  # not the rows: graphs are recorded with no valid one to store
     if args.save_replay:
         state |= stored
         start = 0
@@ -342,7 +346,7 @@ def train(args: Args) -> list[Path]:
         restore(state, saved["state"])
         if start and step < last:
             print(f"without --save-replay, {args.learning_starts} steps refill the replay before learning goes on")
-    # Refilling is the policy's part, unless it has never been updated
+    # After a resumption the policy fills the replay again; one that has never been updated would add nothing to chance
     random_until = args.learning_starts + (0 if state["actor_adam.0.step"].any() else start)
     failed = diverged(agent)
     log = RunLog(args, device, folders or claim_folders(args), saved)
@@ -375,7 +379,6 @@ def train(args: Args) -> list[Path]:
             ).items():
                 losses[name].add_(value)
 
-    touched = state | {"replay.count": replay.count}
     act, act_randomly, store, learn = (capture(f, touched, args, device) for f in (act, act_randomly, store, learn))
     torch._foreach_zero_(list(losses.values()))  # of what the warm-up left
     torch.manual_seed(spaced_seeds(args, 1, 2, step)[0])  # noise and samples of all seeds come from one stream
@@ -463,9 +466,10 @@ def check_ranges(args: "Args") -> None:
     for name, value in vars(args).items():
         from_0 = name in ("seed", "env_threads", "torch_threads", "num_evaluations", "line_search_steps")
         lowest = -99 if name.startswith("log_std") else 1 if type(value) is int and not from_0 else 0
-        amount = type(value) is float or name in ("seed", "total_timesteps", "learning_starts", "buffer_size")
+        amount = type(value) is float or name in ("seed", "total_timesteps", "learning_starts")
         highest = 1 if name in ("gamma", "gae_lambda", "tau") else 2**53 if amount else 2**20
         highest = 2**10 if name in ("env_threads", "torch_threads", "utd_ratio") else highest
+        highest = 2**24 if name == "buffer_size" else highest  # rows are drawn by a float32, which has 24 bits
         if type(value) in (int, float) and not lowest <= value <= highest:
             refuse(f"{name} = {value} is out of range")
         if name in ("exp_name", "run_dir") and not (value.isprintable() and (name == "run_dir" or "/" not in value)):

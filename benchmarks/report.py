@@ -64,6 +64,12 @@ def published() -> dict[tuple[str, str], float]:
         return {(row["algo"], row["env"]): float(row["mean_return"]) for row in csv.DictReader(file)}
 
 
+def published_of_training() -> set[tuple[str, str]]:
+    """Which of these are returns of training episodes, whose actions are sampled, and not of an evaluation."""
+    with open(HERE / "published.csv", newline="") as file:
+        return {(row["algo"], row["env"]) for row in csv.DictReader(file) if "training" in row["metric_note"]}
+
+
 def published_curves() -> dict[tuple[str, str, int], float]:
     """Points of published learning curves before a million steps, by algorithm, task without its version, and steps."""
     with open(HERE / "published_curves.csv", newline="") as file:
@@ -106,6 +112,8 @@ class Cell:
     final: np.ndarray  # final return of each seed
     target: float
     p: float  # t test of the one against the other, with Holm's correction for the number of cells
+    of_training: bool  # the published mean is of training episodes, whose actions are sampled
+    training: float  # mean of ours, the last 100 of each seed
 
     @property
     def won(self) -> bool:
@@ -113,12 +121,17 @@ class Cell:
 
 
 def all_cells(results: dict[str, dict[str, dict]]) -> list[Cell]:
-    bar = published()
-    finals = {(algo, task): final_returns(seeds) for algo, tasks in results.items() for task, seeds in tasks.items()}
-    targets = [bar.get((PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0]), np.nan) for algo, task in finals]
-    p_values = [stats.point_p_value(final, target) for final, target in zip(finals.values(), targets, strict=True)]
-    rows = zip(finals.items(), targets, stats.holm(p_values), strict=True)
-    return [Cell(algo, task, final, target, p) for ((algo, task), final), target, p in rows]
+    bar, of_training = published(), published_of_training()
+    cells = []
+    for algo, task in ((algo, task) for algo, tasks in results.items() for task in tasks):
+        seeds, name = results[algo][task], (PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0])
+        final, target = final_returns(seeds), bar.get(name, np.nan)
+        training = float(np.mean([columns["episodic_return"][-1] for columns in seeds.values()]))
+        p = stats.point_p_value(final, target)
+        cells.append(Cell(algo, task, final, target, p, name in of_training, training))
+    for cell, p in zip(cells, stats.holm([cell.p for cell in cells]), strict=True):
+        cell.p = p
+    return cells
 
 
 def table(results: dict[str, dict[str, dict]]) -> str:
@@ -129,7 +142,9 @@ def table(results: dict[str, dict[str, dict]]) -> str:
         margin, half = cell.final.mean() - cell.target, stats.student_interval(cell.final)
         each = " ".join(number(value).replace(",", "") for value in cell.final)
         outcome = "" if np.isnan(cell.target) else f"{'won' if cell.won else 'lost'} by {number(abs(margin))}"
-        if outcome and not np.isnan(half):
+        if outcome and half == 0:
+            outcome += " by every seed"
+        elif outcome and not np.isnan(half):
             outcome += f" ({number(margin - half, '+')} to {number(margin + half, '+')})"
         row = [cell.algo, cell.task, with_spread(cell.final), each, number(cell.target), outcome, probability(cell.p)]
         lines.append(f"| {' | '.join(row)} |")
@@ -149,17 +164,29 @@ def matrix(results: dict[str, dict[str, dict]]) -> str:
         row = [task]
         for algo in results:
             cell = cells.get((algo, task))
-            row.append(f"{with_spread(cell.final, cell.won)} ({number(cell.target) or 'none'})" if cell else "")
+            bar = (number(cell.target) + " t" * cell.of_training or "none") if cell else ""
+            row.append(f"{with_spread(cell.final, cell.won)} ({bar})" if cell else "")
         lines.append(f"| {' | '.join(row)} |")
     compared = [cell for cell in cells.values() if not np.isnan(cell.target)]
-    won = [cell for cell in compared if cell.won]
-    lost = [f"{cell.algo} on {cell.task}" for cell in compared if not cell.won]
+    won, lost = [cell for cell in compared if cell.won], [cell for cell in compared if not cell.won]
     note = (
         "Deterministic evaluation after a million steps, mean of seeds with Student's interval at 95 %; in brackets the"
         f" best published mean. {len(won)} of {len(compared)} are beaten (bold),"
         f" {sum(cell.p < 0.05 for cell in won)} of them with p < 0.05 (below)"
     )
-    return "\n".join([*lines, "", note + (f"; not: {', '.join(lost)}." if lost else ".")])
+    if lost:
+        note += f"; {len(lost)} are not, {sum(cell.p < 0.05 for cell in lost)} of them with p < 0.05:"
+        note += f" {', '.join(f'{cell.algo} on {cell.task}' for cell in lost)}"
+    lines += ["", f"{note}."]
+    if of_training := [cell for cell in compared if cell.of_training]:
+        below = [cell for cell in of_training if cell.training <= cell.target]
+        note = (
+            "t: the published mean is of training episodes, whose actions are sampled. Like for like, by the last 100"
+            f" training episodes of each seed, {len(of_training) - len(below)} of these {len(of_training)} are beaten"
+        )
+        names = [f"{cell.algo} on {cell.task} ({number(cell.training)})" for cell in below]
+        lines += ["", note + (f"; not: {', '.join(names)}." if names else ".")]
+    return "\n".join(lines)
 
 
 def normalised_scores(results: dict[str, dict[str, dict]]) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -233,6 +260,18 @@ def png(figure: plt.Figure) -> bytes:
 def overview(results: dict[str, dict[str, dict]]) -> bytes:
     """Deterministic evaluation return against environment steps, all algorithms of a task in one panel."""
     tasks = sorted({task for cells in results.values() for task in cells})
+    figure, axes = panels(tasks, "evaluation return")
+    for axis, task in zip(axes, tasks, strict=True):
+        for i, algo in enumerate(ALGOS):
+            if task in results.get(algo, {}):
+                evaluation_curve(axis, results[algo][task], 1e-6, color=f"C{i}", label=algo)
+        style(axis)
+    add_legend(figure, axes)
+    return png(figure)
+
+
+def panels(tasks: list[str], label: str) -> tuple[plt.Figure, list[plt.Axes]]:
+    """A panel for each task, five in a row at most."""
     rows = -(-len(tasks) // 5)
     columns = -(-len(tasks) // rows)
     figure, axes = plt.subplots(
@@ -241,19 +280,19 @@ def overview(results: dict[str, dict[str, dict]]) -> bytes:
     for axis, task in itertools.zip_longest(axes.flat, tasks):
         if task is None:
             axis.set_visible(False)
-            continue
-        for i, algo in enumerate(ALGOS):
-            if task in results.get(algo, {}):
-                evaluation_curve(axis, results[algo][task], 1e-6, color=f"C{i}", label=algo)
-        axis.set_title(task.rpartition("-")[0] if len(task) > 20 else task, fontsize=9)
-        style(axis)
+        else:
+            axis.set_title(task, fontsize=9)
     for axis in axes[-1]:
         axis.set_xlabel("million steps per seed", fontsize=8)
     for row in axes:
-        row[0].set_ylabel("evaluation return", fontsize=8)
-    handles = {h.get_label(): h for axis in axes.flat for h in axis.get_legend_handles_labels()[0]}
+        row[0].set_ylabel(label, fontsize=8)
+    return figure, list(axes.flat)[: len(tasks)]
+
+
+def add_legend(figure: plt.Figure, axes: list[plt.Axes]) -> None:
+    """One for all panels, above them."""
+    handles = {h.get_label(): h for axis in axes for h in axis.get_legend_handles_labels()[0]}
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=6, fontsize=8, frameon=False)
-    return png(figure)
 
 
 def clock(results: dict[str, dict[str, dict]], folder: Path) -> bytes | None:
@@ -328,9 +367,9 @@ def shorter_runs(folder: Path) -> str:
 
 def curves(algo: str, tasks: dict[str, dict]) -> bytes:
     """Training return against environment steps, mean and Student interval, with the deterministic evaluations."""
-    figure, axes = plt.subplots(1, len(tasks), figsize=(3.4 * len(tasks), 3.0), layout="constrained", squeeze=False)
+    figure, axes = panels(list(tasks), "return")
     bar = published()
-    for axis, (task, seeds) in zip(axes[0], tasks.items(), strict=True):
+    for axis, (task, seeds) in zip(axes, tasks.items(), strict=True):
         steps = next(iter(seeds.values()))["global_step"] / 1e6
         full, mean, half = over_seeds(seeds, "episodic_return")
         axis.plot(steps[full], mean, color="C0", lw=1.5, label="training, sampled actions")
@@ -340,11 +379,8 @@ def curves(algo: str, tasks: dict[str, dict]) -> bytes:
         axis.errorbar(steps[marks], mean, half, fmt="o", ms=3, lw=1, color="C1", label=label)
         if (target := bar.get((PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0]))) is not None:
             axis.axhline(target, color="0.4", ls="--", lw=1, label="best published mean at 1M")
-        axis.set_title(task, fontsize=10)
-        axis.set_xlabel("million steps per seed", fontsize=9)
         style(axis)
-    axes[0, 0].set_ylabel("return", fontsize=9)
-    axes[0, 0].legend(fontsize=7, loc="upper left", frameon=False)
+    add_legend(figure, axes)
     return png(figure)
 
 
@@ -372,14 +408,16 @@ def variance_figure(result: dict) -> bytes:
     names = list(result["estimators"])
     variances = [result["estimators"][name]["variance"] for name in names]
     figure, axis = plt.subplots(figsize=(6.4, 2.2), layout="constrained")
-    axis.barh(range(len(names)), variances, color=["C3", "C1", "C2", "C0"])
+    axis.scatter(variances, range(len(names)), color=["C3", "C1", "C2", "C0"])  # bars have no foot on a log axis
     axis.set_yticks(range(len(names)), names, fontsize=9)
-    axis.invert_yaxis()
+    axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set_xscale("log")
     axis.set_xlabel("variance of the policy gradient (sum over parameters)", fontsize=9)
     for i, value in enumerate(variances):
-        axis.text(value, i, f" {value:.3g}", va="center", fontsize=8)
-    axis.set_xlim(right=max(variances) * 4)
+        axis.annotate(number(value), (value, i), (7, 0), textcoords="offset points", va="center", fontsize=8)
+    axis.set_xlim(min(variances) / 2, max(variances) * 4)
+    axis.grid(axis="x", color="0.9")
+    axis.set_axisbelow(True)
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     return png(figure)

@@ -98,9 +98,8 @@ def test_samples_come_from_the_stored_rows_of_the_own_seed_evenly(off_policy):
     obs = replay.sample(20_000)[0].squeeze(-1)
     for k, base in enumerate((100, 200)):
         values, counts = (obs[k] - base).unique(return_counts=True)
-        assert values.tolist() == list(
-            range(10)
-        )  # no NaN: neither an empty place nor the one for what is no transition
+        # no NaN: neither an empty place nor the one for what is no transition
+        assert values.tolist() == list(range(10))
         expected = torch.tensor([2.0, 1.0] * 5) / 15 if k == 0 else torch.full((10,), 0.1)
         assert torch.allclose(counts / 20_000, expected, atol=0.01)
 
@@ -114,9 +113,10 @@ def test_termination_stops_the_bootstrap_and_truncation_does_not(off_policy):
     assert blown_up.item() == 1  # a state that ended an episode by not being finite
 
 
-def test_actions_without_bounds_are_refused(off_policy, capsys):
+@pytest.mark.parametrize(("low", "high"), [(0, np.inf), (-1.7e308, 1.7e308), (1, 1)])
+def test_actions_without_a_finite_range_are_refused(off_policy, capsys, low, high):
     with pytest.raises(SystemExit) as stop:
-        off_policy.Agent(WALKER[0], gymnasium.spaces.Box(0, np.inf, (1,)), off_policy.Args())
+        off_policy.Agent(WALKER[0], gymnasium.spaces.Box(low, high, (1,), np.float64), off_policy.Args())
     assert stop.value.code == 2
     assert "bounds" in capsys.readouterr().err
 
@@ -251,7 +251,7 @@ def forward(network, x):
 
 def test_ddpg_losses_by_hand(ddpg):
     args = ddpg.Args(hidden_size=4, batch_size=7, gamma=0.9)
-    _, critic, agent_target, critic_target, *_, replay, _ = everything = parts(ddpg, args)
+    agent, critic, agent_target, critic_target, *_, replay, _ = everything = parts(ddpg, args)
     torch.manual_seed(3)
     obs, next_obs, actions, rewards, terminated = (x[0] for x in replay.sample(7))
     with torch.no_grad():
@@ -259,9 +259,13 @@ def test_ddpg_losses_by_hand(ddpg):
         next_q = forward(critic_target, torch.cat([next_obs, next_actions], 1)).flatten()
         y = rewards + 0.9 * (1 - terminated) * next_q
         loss = (forward(critic, torch.cat([obs, actions], 1)).flatten() - y).square().mean()
+        own_actions = 2 * forward(agent.actor, obs).tanh()
     torch.manual_seed(3)
     losses = ddpg.update(*everything)
     assert losses["critic_loss"].item() == pytest.approx(loss.item(), rel=1e-4)
+    with torch.no_grad():  # of the critic after its step, of the actor before its own
+        actor_loss = -forward(critic, torch.cat([obs, own_actions], 1)).mean()
+    assert losses["actor_loss"].item() == pytest.approx(actor_loss.item(), rel=1e-4)
 
 
 def test_ddpg_actor_gradient_against_finite_differences(ddpg):
@@ -297,7 +301,7 @@ def test_ddpg_update_raises_q_of_its_actions(ddpg):
     assert ddpg.q_values(critic, obs, agent.deterministic_action(obs)).mean().item() > before
 
 
-def test_sac_targets_by_hand(sac):
+def test_sac_losses_by_hand(sac):
     args = sac.Args(hidden_size=4, batch_size=7, gamma=0.9)
     everything = parts(sac, args)
     agent, critics, targets, log_alpha, *_, replay, _ = everything
@@ -306,21 +310,31 @@ def test_sac_targets_by_hand(sac):
     torch.manual_seed(3)
     obs, next_obs, actions, rewards, terminated = replay.sample(7)
     with torch.no_grad():
-        next_actions, log_probs = agent.sample(next_obs)
-    q_next, q_now = [], []
-    for j in range(2):
-        for network, rows, out in ((targets, (next_obs, next_actions), q_next), (critics, (obs, actions), q_now)):
+        next_actions, next_log_probs = agent.sample(next_obs)
+        own_actions, log_probs = agent.sample(obs)
+
+    def both(network, *rows):
+        """Q by each of the twins, by plain matrix products."""
+        values = []
+        for j in range(2):
             x, tensors = torch.cat(rows, -1)[0], [p.detach()[j] for p in network.parameters()]
             for i in range(0, len(tensors), 2):
                 x = x @ tensors[i] + tensors[i + 1]
                 x = x.relu() if i + 2 < len(tensors) else x
-            out.append(x.flatten())
-    y = rewards[0] + 0.9 * (1 - terminated[0]) * (torch.minimum(*q_next) - 0.3 * log_probs[0])
-    expected = sum((q - y).square().mean() for q in q_now)
+            values.append(x.flatten())
+        return values
+
+    next_values = torch.minimum(*both(targets, next_obs, next_actions)) - 0.3 * next_log_probs[0]
+    y = rewards[0] + 0.9 * (1 - terminated[0]) * next_values
+    critic_loss = sum((q - y).square().mean() for q in both(critics, obs, actions))
     torch.manual_seed(3)
     losses = sac.update(*everything)
-    assert losses["critic_loss"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert losses["critic_loss"].item() == pytest.approx(critic_loss.item(), rel=1e-4)
     assert losses["alpha"].item() == pytest.approx(0.3)
+    # of the critics after their step, of the actor before its own
+    actor_loss = (0.3 * log_probs[0] - torch.minimum(*both(critics, obs, own_actions))).mean()
+    assert losses["actor_loss"].item() == pytest.approx(actor_loss.item(), rel=1e-4)
+    assert losses["entropy"].item() == pytest.approx(-log_probs.mean().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
@@ -362,8 +376,21 @@ def test_sac_log_std_is_bounded(sac):
 def test_alpha_rises_where_entropy_is_below_its_target(sac):
     log_alpha = torch.zeros(2, 1, requires_grad=True)
     log_probs = torch.tensor([[5.0, 5.0], [-5.0, -5.0]])  # entropies -5 and 5, for a target of -2
-    sac.alpha_loss(log_alpha, log_probs, -2).sum().backward()
+    sac.alpha_loss(log_alpha, log_probs, torch.tensor(-2.0)).sum().backward()
     assert log_alpha.grad.flatten().tolist() == [-3.0, 7.0]  # a step against it raises the first and lowers the second
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 100.0])
+def test_alpha_does_not_depend_on_the_unit_of_the_actions(sac, scale):
+    """A policy that has its target entropy has it in every unit, and alpha's loss is flat there."""
+    agent = sac.Agent(WALKER[0], gymnasium.spaces.Box(-scale, scale, (2,)), sac.Args())
+    log_alpha = torch.zeros(1, 1, requires_grad=True)
+    torch.manual_seed(0)
+    log_probs = agent.sample(torch.randn(1, 50_000, 5))[1].detach()
+    sac.alpha_loss(log_alpha, log_probs, agent.target_entropy).sum().backward()
+    in_units = -(log_probs + 2 * np.log(scale)).mean()  # entropy of actions in units of half their range
+    assert log_alpha.grad.item() == pytest.approx(in_units.item() + 2, rel=1e-4)
+    assert in_units.item() == pytest.approx(-0.25, abs=0.1)  # whatever the scale
 
 
 def test_a_fixed_alpha_stays(sac, small, monkeypatch):
@@ -421,10 +448,11 @@ def test_a_run_that_would_learn_nothing_is_refused(off_policy, small, total, eno
     if enough:
         off_policy.Args(total_timesteps=total, **small)
         return
-    with pytest.raises(SystemExit) as stop:
-        off_policy.Args(total_timesteps=total, **small)
-    assert stop.value.code == 2
-    assert "nothing is learned" in capsys.readouterr().err
+    for arguments in ({"total_timesteps": total}, {"total_timesteps": 100, "utd_ratio": 0.0}):
+        with pytest.raises(SystemExit) as stop:
+            off_policy.Args(**arguments, **small)
+        assert stop.value.code == 2
+        assert "nothing is learned" in capsys.readouterr().err
 
 
 def test_a_replay_too_small_for_a_step_is_refused(off_policy, capsys):

@@ -144,12 +144,14 @@ def test_the_table_by_hand(tmp_path):
     assert other == "| ppo_continuous | NotPublished-v4 | 1.5 ± 6.4 | 1.0 2.0 |  |  |  |"
     assert ant == "| ppo_continuous | Ant-v4 | 3,000 | 3000 | 3,258 | lost by 258 |  |"
     assert "for 1 cells" in note
-    head, _, ant, other, walker, _, note = report.matrix(results).splitlines()
+    head, _, ant, other, walker, _, note, _, like_for_like = report.matrix(results).splitlines()
     assert head == "| | ppo_continuous |"
     assert ant == "| Ant-v4 | 3,000 (3,258) |"
     assert other == "| NotPublished-v4 | 1.5 ± 6.4 (none) |"
-    assert walker == f"| Walker2d-v4 | **3,700** ± {half:.0f} (3,510) |"
-    assert note.endswith("1 of 2 are beaten (bold), 0 of them with p < 0.05 (below); not: ppo_continuous on Ant-v4.")
+    assert walker == f"| Walker2d-v4 | **3,700** ± {half:.0f} (3,510 t) |"
+    assert "1 of 2 are beaten (bold), 0 of them with p < 0.05 (below); 1 are not, 0 of them" in note
+    assert note.endswith(": ppo_continuous on Ant-v4.")
+    assert "1 of these 1 are beaten." in like_for_like
 
 
 def test_shorter_runs_tell_when_every_seed_has_solved_the_task_and_what_is_published(tmp_path, monkeypatch):
