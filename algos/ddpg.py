@@ -171,7 +171,7 @@ class Agent(nn.Module):
         self.actor = mlp(sizes, lambda: nn.ReLU(inplace=True), 0.01, generators)
         low, high = torch.tensor(action_space.low).float().ravel(), torch.tensor(action_space.high).float().ravel()
         if not ((high - low > 0) & (high - low).isfinite()).all():
-            refuse(f"the actions of {args.env_id} have no bounds, to which the policy could be squashed")
+            refuse(f"the actions of {args.env_id} have no finite range, to which the policy could be squashed")
         self.register_buffer("action_low", low, persistent=False)
         self.register_buffer("action_high", high, persistent=False)
         self.register_buffer("action_scale", (high - low) / 2, persistent=False)
@@ -312,7 +312,7 @@ def train(args: Args) -> list[Path]:
         restore(state, saved["state"])
         if start and step < last:
             print(f"without --save-replay, {args.learning_starts} steps refill the replay before learning goes on")
-    # After a resumption the policy fills the replay again; one that has never been updated would add nothing to chance
+    # After a resumption the policy refills the replay or, if it has never been updated, random actions do
     random_until = args.learning_starts + (0 if state["actor_adam.0.step"].any() else start)
     failed = diverged(agent)
     log = RunLog(args, device, folders or claim_folders(args), saved)

@@ -58,29 +58,31 @@ class Args:
     figures: Path = HERE / "figures"  # where the curves go
 
 
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def published() -> dict[tuple[str, str], float]:
     """Best published mean by algorithm and task, the task without its version."""
-    with open(HERE / "published.csv", newline="") as file:
-        return {(row["algo"], row["env"]): float(row["mean_return"]) for row in csv.DictReader(file)}
+    return {(row["algo"], row["env"]): float(row["mean_return"]) for row in csv_rows(HERE / "published.csv")}
 
 
 def published_of_training() -> set[tuple[str, str]]:
     """Which of these are returns of training episodes, whose actions are sampled, and not of an evaluation."""
-    with open(HERE / "published.csv", newline="") as file:
-        return {(row["algo"], row["env"]) for row in csv.DictReader(file) if "training" in row["metric_note"]}
+    rows = csv_rows(HERE / "published.csv")
+    return {(row["algo"], row["env"]) for row in rows if "training" in row["metric_note"]}
 
 
 def published_curves() -> dict[tuple[str, str, int], float]:
     """Points of published learning curves before a million steps, by algorithm, task without its version, and steps."""
-    with open(HERE / "published_curves.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = csv_rows(HERE / "published_curves.csv")
     return {(row["algo"], row["env"], int(row["steps"])): float(row["mean_return"]) for row in rows}
 
 
 def random_returns() -> dict[str, float]:
     """Mean return of random actions by task, as random_policy.py has measured it."""
-    with open(HERE / "results" / "random.csv", newline="") as file:
-        return {row["env_id"]: float(row["mean_return"]) for row in csv.DictReader(file)}
+    return {row["env_id"]: float(row["mean_return"]) for row in csv_rows(HERE / "results" / "random.csv")}
 
 
 def final_returns(seeds: dict[int, dict[str, np.ndarray]]) -> np.ndarray:
@@ -391,8 +393,7 @@ def behaviours(folder: Path) -> str:
     for path in sorted(folder.glob("*.csv")):
         config = json.loads(path.with_suffix(".json").read_text())
         settings = " ".join(f"{name} {value}" for name, value in config["args"]["env_kwargs"].items())
-        with open(path, newline="") as file:
-            episodes = list(csv.DictReader(file))
+        episodes = csv_rows(path)
         columns = {name: np.array([float(row[name]) for row in episodes]) for name in episodes[0]}
         name = path.stem.partition("_")[2].replace("_", " ")
         header, line = f"{header} {name} |", line + "---|"
