@@ -46,6 +46,12 @@ END_VARIANCE = "<!-- end of variance -->"
 BEGIN_SPEED, END_SPEED = "<!-- speed: benchmarks/report.py writes what is between -->", "<!-- end of speed -->"
 PUBLISHED_NAME = {"ppo_continuous": "ppo"}
 ALGOS = ("ppo_continuous", "trpo", "a2c", "reinforce", "sac", "ddpg")
+ESTIMATORS = {  # of variance.py: where the trainings with them are
+    "whole return R(tau)": "whole_return",
+    "reward-to-go": "reward_to_go",
+    "less a moving average": "moving_average",
+    "less a learned V(s)": "learned_value",
+}
 
 
 @dataclass
@@ -404,23 +410,29 @@ def behaviours(folder: Path) -> str:
     return "\n".join([header, line, *rows])
 
 
-def variance_figure(result: dict) -> bytes:
-    """The variance of REINFORCE's gradient with each estimator, as measured by variance.py."""
+def variance_figure(result: dict, trainings: Path) -> bytes:
+    """The variance of REINFORCE's gradient with each estimator, as measured by variance.py, and what each learns."""
     names = list(result["estimators"])
     variances = [result["estimators"][name]["variance"] for name in names]
-    figure, axis = plt.subplots(figsize=(6.4, 2.2), layout="constrained")
-    axis.scatter(variances, range(len(names)), color=["C3", "C1", "C2", "C0"])  # bars have no foot on a log axis
-    axis.set_yticks(range(len(names)), names, fontsize=9)
-    axis.set_ylim(len(names) - 0.5, -0.5)
-    axis.set_xscale("log")
-    axis.set_xlabel("variance of the policy gradient (sum over parameters)", fontsize=9)
-    for i, value in enumerate(variances):
-        axis.annotate(number(value), (value, i), (7, 0), textcoords="offset points", va="center", fontsize=8)
-    axis.set_xlim(min(variances) / 2, max(variances) * 4)
-    axis.grid(axis="x", color="0.9")
-    axis.set_axisbelow(True)
-    axis.tick_params(labelsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
+    figure, (dots, lines) = plt.subplots(1, 2, figsize=(10, 2.6), layout="constrained", width_ratios=(3, 2))
+    for i, (name, value) in enumerate(zip(names, variances, strict=True)):
+        color = f"C{(3, 1, 2, 0)[i]}"
+        dots.scatter(value, i, color=color)  # bars have no foot on a log axis
+        dots.annotate(number(value), (value, i), (7, 0), textcoords="offset points", va="center", fontsize=8)
+        seeds = read_result(trainings / ESTIMATORS[name] / "reinforce" / result["env_id"])
+        evaluation_curve(lines, seeds, 1e-3, color=color)
+    dots.set_yticks(range(len(names)), names, fontsize=9)
+    dots.set_ylim(len(names) - 0.5, -0.5)
+    dots.set_xscale("log")
+    dots.set_xlabel("variance of the policy gradient (sum over parameters)", fontsize=9)
+    dots.set_xlim(min(variances) / 2, max(variances) * 4)
+    dots.grid(axis="x", color="0.9")
+    dots.set_axisbelow(True)
+    lines.set_xlabel("thousand steps per seed", fontsize=9)
+    lines.set_ylabel(f"return, {result['env_id']}", fontsize=9)
+    for axis in (dots, lines):
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
     return png(figure)
 
 
@@ -433,11 +445,13 @@ def variance_text(result: dict) -> str:
     ]
     last, numbers = estimators[-1]
     return (
-        "![variance of the gradient by estimator](benchmarks/figures/variance.png)\n\n"
-        f"One half-trained policy on {result['env_id']}, {result['batches']} batches of {result['episodes_per_batch']}"
-        f' episodes. The mean of "{last}" has a norm of {numbers["mean_norm"]:.2g}; distances of the others from it,'
+        "![variance of the gradient and learning curve, by estimator](benchmarks/figures/variance.png)\n\n"
+        f"Left: one half-trained policy on {result['env_id']}, {result['batches']} batches of"
+        f' {result["episodes_per_batch"]} episodes. The mean of "{last}" has a norm of'
+        f" {numbers['mean_norm']:.2g}; distances of the others from it,"
         f" with standard errors: {', '.join(parts)}."
-        " Where the variance is large that proves little: the exact test does."
+        " Where the variance is large that proves little: the exact test does. Right: training with each, five seeds,"
+        " deterministic evaluations and their interval."
     )
 
 
@@ -496,12 +510,14 @@ def replace_section(text: str, begin: str, end: str, content: str) -> str:
     return f"{before}{begin}\n\n{content}\n\n{end}{after}"
 
 
-def stale(results: Path, algos: list[str]) -> list[str]:
-    """A line for each result whose script no longer gives the numbers that were recorded with it, or that has none."""
+def stale(results: Path) -> list[str]:
+    """A line for each result, of shorter runs and estimators too, whose script no longer gives the numbers that were
+    recorded with it, or that has none."""
     lines: list[str] = []
-    for algo in algos:
-        now = fingerprint(HERE.parent / "algos" / f"{algo}.py")
-        for path in sorted((results / algo).glob("*/run.json")):
+    for algo in ALGOS:
+        paths = sorted(results.glob(f"**/{algo}/*/run.json"))
+        now = fingerprint(HERE.parent / "algos" / f"{algo}.py") if paths else {}
+        for path in paths:
             recorded = json.loads(path.read_text()).get("fingerprint")
             if recorded is None:
                 lines.append(f"{algo} on {path.parent.name} has no fingerprint: run.py --add-fingerprint")
@@ -539,7 +555,7 @@ def contents(args: Args, results: dict[str, dict[str, dict]]) -> dict[Path, byte
         readme = replace_section(readme, BEGIN_SPEED, END_SPEED, speed(folder))
     if (path := args.results / "variance.json").exists():
         variance = json.loads(path.read_text())
-        files[args.figures / "variance.png"] = variance_figure(variance)
+        files[args.figures / "variance.png"] = variance_figure(variance, args.results / "estimators")
         readme = replace_section(readme, BEGIN_VARIANCE, END_VARIANCE, variance_text(variance))
     return files | {args.readme: readme.encode()}
 
@@ -568,8 +584,7 @@ def main(args: Args) -> int:
             path.write_bytes(content)
             print(f"written: {path}")
     if args.check and args.fingerprints:
-        shorter = {path.parent.parent.name for path in (args.results / "shorter").glob("*/*/run.json")}
-        complaints += stale(args.results, list(results)) + stale(args.results / "shorter", sorted(shorter))
+        complaints += stale(args.results)
     if args.check:
         fine = "the report is what the data gives" + ("; no result is stale" if args.fingerprints else "")
         print("\n".join(complaints or [fine]))

@@ -169,13 +169,13 @@ def test_shorter_runs_tell_when_every_seed_has_solved_the_task_and_what_is_publi
 def test_stale_results_are_named(tmp_path, monkeypatch):
     write_result(tmp_path / "a2c" / "Ant-v4", [1.0, 2.0])
     monkeypatch.setattr(report, "fingerprint", lambda script: {"seed 1: steps": 64.0, "seed 1: evaluation": 10.0})
-    assert report.stale(tmp_path, ["a2c"]) == ["a2c on Ant-v4 has no fingerprint: run.py --add-fingerprint"]
+    assert report.stale(tmp_path) == ["a2c on Ant-v4 has no fingerprint: run.py --add-fingerprint"]
     path = tmp_path / "a2c" / "Ant-v4" / "run.json"
     meta = json.loads(path.read_text())
     path.write_text(json.dumps(meta | {"fingerprint": {"seed 1: steps": 64.0, "seed 1: evaluation": 10.001}}))
-    assert report.stale(tmp_path, ["a2c"]) == []
+    assert report.stale(tmp_path) == []
     path.write_text(json.dumps(meta | {"fingerprint": {"seed 1: steps": 64.0, "seed 1: evaluation": 12.0}}))
-    assert report.stale(tmp_path, ["a2c"]) == ["stale: a2c on Ant-v4: seed 1: evaluation was 12, is 10, and 0 more"]
+    assert report.stale(tmp_path) == ["stale: a2c on Ant-v4: seed 1: evaluation was 12, is 10, and 0 more"]
 
 
 def write_run(folder, seed, final, finished=True, steps=1000, **args):
