@@ -430,6 +430,7 @@ def variance_figure(result: dict, trainings: Path) -> bytes:
     dots.set_axisbelow(True)
     lines.set_xlabel("thousand steps per seed", fontsize=9)
     lines.set_ylabel(f"return, {result['env_id']}", fontsize=9)
+    lines.set_ylim(0, 520)  # of at most 500, beyond which an interval says nothing
     for axis in (dots, lines):
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
