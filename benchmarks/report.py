@@ -80,10 +80,17 @@ def published_of_training() -> set[tuple[str, str]]:
     return {(row["algo"], row["env"]) for row in rows if "training" in row["metric_note"]}
 
 
-def published_curves() -> dict[tuple[str, str, int], float]:
-    """Points of published learning curves before a million steps, by algorithm, task without its version, and steps."""
-    rows = csv_rows(HERE / "published_curves.csv")
-    return {(row["algo"], row["env"], int(row["steps"])): float(row["mean_return"]) for row in rows}
+def published_curves() -> dict[tuple[str, str, int], tuple[float, float, int]]:
+    """Points of published learning curves before a million steps, by algorithm, task without its version, and steps:
+    mean, standard deviation and number of seeds."""
+    return {
+        (row["algo"], row["env"], int(row["steps"])): (
+            float(row["mean_return"]),
+            float(row["std_over_seeds"]),
+            int(row["n_seeds"]),
+        )
+        for row in csv_rows(HERE / "published_curves.csv")
+    }
 
 
 def random_returns() -> dict[str, float]:
@@ -351,8 +358,8 @@ def style(axis: plt.Axes) -> None:
 
 def shorter_runs(folder: Path) -> str:
     """What is trained for less than the million steps of the table: the final returns, what a published curve has at
-    that step, and the first evaluation at which every seed is at what Gymnasium calls solved, if the task has such a
-    threshold."""
+    that step (with the p-value of Welch's t test against it), and the first evaluation at which every seed is at what
+    Gymnasium calls solved, if the task has such a threshold."""
     columns = ["algorithm", "task", "steps", "final return, mean of seeds", "each seed", "published curve there"]
     lines = [f"| {' | '.join([*columns, 'every seed solves it after'])} |", "|---|---|---:|---:|---|---:|---|"]
     bar = published_curves()
@@ -363,7 +370,10 @@ def shorter_runs(folder: Path) -> str:
             steps = next(iter(seeds.values()))["global_step"]
             each = " ".join(number(value).replace(",", "") for value in final)
             cell = (PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0], int(steps[-1]))
-            there = number(bar[cell]) if cell in bar else ""
+            there = ""
+            if cell in bar:
+                p = probability(stats.summary_p_value(final, *bar[cell]))
+                there = number(bar[cell][0]) + (f" (p {p})" if p else "")
             row = [algo, task, f"{steps[-1]:,.0f}", with_spread(final), each, there, ""]
             threshold = getattr(gymnasium.registry.get(task), "reward_threshold", None)
             worst = np.min([columns["eval_return"] for columns in seeds.values()], axis=0)

@@ -155,7 +155,8 @@ def test_the_table_by_hand(tmp_path):
 
 
 def test_shorter_runs_tell_when_every_seed_has_solved_the_task_and_what_is_published(tmp_path, monkeypatch):
-    points = {("a2c", "Ant", 1000): 1234.5, ("a2c", "Pendulum", 999): 5.0, ("sac", "CartPole", 1000): 7.0}
+    points = {("a2c", "Ant", 1000): (2.5, 1.0, 2), ("a2c", "Pendulum", 999): (5.0, 1.0, 2)}
+    points |= {("sac", "CartPole", 1000): (7.0, 1.0, 2)}
     monkeypatch.setattr(report, "published_curves", lambda: points)
     for task, finals in (("CartPole-v1", [500.0, 480.0]), ("Pendulum-v1", [-150.0]), ("Ant-v4", [1.0, 2.0])):
         write_result(tmp_path / "a2c" / task, finals)
@@ -163,7 +164,7 @@ def test_shorter_runs_tell_when_every_seed_has_solved_the_task_and_what_is_publi
     steps = next(iter(report.read_result(tmp_path / "a2c" / "Ant-v4").values()))["global_step"][-1]
     assert cart_pole.endswith(f"| 500 480 |  | {steps:,.0f} steps (475) |")
     assert pendulum.endswith("| -150 | -150 |  |  |")  # which has no threshold
-    assert ant.endswith("| 1.0 2.0 | 1,234 |  |")  # the point at that step, of that algorithm
+    assert ant.endswith("| 1.0 2.0 | 2.5 (p 0.379) |  |")  # t = -1 / sqrt(0.75), 1.8 degrees of freedom
 
 
 def test_stale_results_are_named(tmp_path, monkeypatch):
