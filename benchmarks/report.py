@@ -312,18 +312,14 @@ def add_legend(figure: plt.Figure, axes: list[plt.Axes]) -> None:
 
 def clock(results: dict[str, dict[str, dict]], folder: Path) -> bytes | None:
     """The same against minutes, for the task and machine of speed.py: steps over the rate that it has measured for one
-    seed, alone on the machine. (The runs' own clocks count whatever else ran there.) The machine is not equally fast on
-    all days: how fast it was, EnvPool's rate in the same measurement says (the highest over its numbers of
-    environments), and every curve is drawn for the median of these."""
+    seed, alone on the machine. (The runs' own clocks count whatever else ran there.)"""
     measured = {algo: json.loads(path.read_text()) for algo in ALGOS if (path := folder / f"{algo}.json").exists()}
     measured = {algo: own for algo, own in measured.items() if own["env_id"] in results.get(algo, {})}
     if not measured:
         return None
-    medians = {algo: {k: v["median"] for k, v in own["steps_per_second"].items()} for algo, own in measured.items()}
-    envpool = {algo: max(v for k, v in own.items() if k.startswith("EnvPool")) for algo, own in medians.items()}
     figure, axis = plt.subplots(figsize=(5.6, 2.8), layout="constrained")
     for algo, own in measured.items():
-        rate = medians[algo][f"{algo}, 1 seed"] * np.median(list(envpool.values())) / envpool[algo]
+        rate = own["steps_per_second"][f"{algo}, 1 seed"]["median"]
         curve = results[algo][own["env_id"]]
         evaluation_curve(axis, curve, 1 / rate / 60, color=f"C{ALGOS.index(algo)}", label=algo)
         axis.set_title(own["env_id"], fontsize=9)
@@ -496,8 +492,11 @@ def speed(folder: Path) -> str:
             ratios = ", ".join(f"{ratio:.1f} with {seeds.removesuffix(' seeds')}" for seeds, ratio in times.items())
             peers.append("| " + " | ".join([algo, peer, shown(rates[peer]), ratios]) + " |")
     lines += ["", *peers] if len(peers) > 2 else []
-    hardware = {(result["env_id"], result["hardware"]["cores"], result["hardware"]["machine"]) for result in results}
-    places = "; ".join(f"{env_id}, {cores} cores ({machine}), no GPU" for env_id, cores, machine in sorted(hardware))
+    hardware = {
+        (result["env_id"], result["hardware"]["cores"], result["hardware"].get("processor") or "processor not known")
+        for result in results
+    }
+    places = "; ".join(f"{env_id}, {cores} cores ({cpu}), no GPU" for env_id, cores, cpu in sorted(hardware))
     lines += ["", f"{places}. Environment steps of all seeds; off-policy: one update per step."]
     for result in results:
         if "of_matrix_product" in result:
