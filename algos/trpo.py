@@ -518,10 +518,6 @@ def train(args: Args) -> list[Path]:
     S, N, T, last = args.num_seeds, args.num_envs, args.num_steps, args.trained_timesteps
     device = select_device(args)
     on_cuda = device.type == "cuda"
-    if not on_cuda and sys.platform == "linux":  # keep freed memory: page faults took half of the policy's update
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
-        mallopt(-4, 0)  # M_MMAP_MAX: and large arrays come from it
     folders, saved = find_checkpoint(args, device)
     step = saved["global_step"] if saved else 0
     envs = make_envs(args, spaced_seeds(args, N, 0, step))  # a simulator cannot be saved: resuming starts new episodes
@@ -698,6 +694,12 @@ def select_device(args: Args) -> torch.device:
         refuse(f"device {args.device!r} cannot be used: {first_line(error)}")
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)  # graphs are captured on the current device
+    if device.type == "cpu":
+        torch.set_flush_denormal(True)  # behind a dead ReLU Adam's moments decay below 1e-38, where a CPU is slow
+        if sys.platform == "linux":  # keep freed memory: page faults took half of an update of TRPO's policy
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
+            mallopt(-4, 0)  # M_MMAP_MAX: and large arrays come from it
     return device if device.type == "cuda" else torch.device("cpu")  # what is saved on cpu:0 cannot be loaded
 
 

@@ -46,6 +46,12 @@ END_VARIANCE = "<!-- end of variance -->"
 BEGIN_SPEED, END_SPEED = "<!-- speed: benchmarks/report.py writes what is between -->", "<!-- end of speed -->"
 PUBLISHED_NAME = {"ppo_continuous": "ppo"}
 ALGOS = ("ppo_continuous", "trpo", "a2c", "reinforce", "sac", "ddpg")
+ESTIMATORS = {  # of variance.py: where the trainings with them are
+    "whole return R(tau)": "whole_return",
+    "reward-to-go": "reward_to_go",
+    "less a moving average": "moving_average",
+    "less a learned V(s)": "learned_value",
+}
 
 
 @dataclass
@@ -74,10 +80,17 @@ def published_of_training() -> set[tuple[str, str]]:
     return {(row["algo"], row["env"]) for row in rows if "training" in row["metric_note"]}
 
 
-def published_curves() -> dict[tuple[str, str, int], float]:
-    """Points of published learning curves before a million steps, by algorithm, task without its version, and steps."""
-    rows = csv_rows(HERE / "published_curves.csv")
-    return {(row["algo"], row["env"], int(row["steps"])): float(row["mean_return"]) for row in rows}
+def published_curves() -> dict[tuple[str, str, int], tuple[float, float, int]]:
+    """Points of published learning curves before a million steps, by algorithm, task without its version, and steps:
+    mean, standard deviation and number of seeds."""
+    return {
+        (row["algo"], row["env"], int(row["steps"])): (
+            float(row["mean_return"]),
+            float(row["std_over_seeds"]),
+            int(row["n_seeds"]),
+        )
+        for row in csv_rows(HERE / "published_curves.csv")
+    }
 
 
 def random_returns() -> dict[str, float]:
@@ -299,18 +312,14 @@ def add_legend(figure: plt.Figure, axes: list[plt.Axes]) -> None:
 
 def clock(results: dict[str, dict[str, dict]], folder: Path) -> bytes | None:
     """The same against minutes, for the task and machine of speed.py: steps over the rate that it has measured for one
-    seed, alone on the machine. (The runs' own clocks count whatever else ran there.) The machine is not equally fast on
-    all days: how fast it was, EnvPool's rate in the same measurement says (the highest over its numbers of
-    environments), and every curve is drawn for the median of these."""
+    seed, alone on the machine. (The runs' own clocks count whatever else ran there.)"""
     measured = {algo: json.loads(path.read_text()) for algo in ALGOS if (path := folder / f"{algo}.json").exists()}
     measured = {algo: own for algo, own in measured.items() if own["env_id"] in results.get(algo, {})}
     if not measured:
         return None
-    medians = {algo: {k: v["median"] for k, v in own["steps_per_second"].items()} for algo, own in measured.items()}
-    envpool = {algo: max(v for k, v in own.items() if k.startswith("EnvPool")) for algo, own in medians.items()}
     figure, axis = plt.subplots(figsize=(5.6, 2.8), layout="constrained")
     for algo, own in measured.items():
-        rate = medians[algo][f"{algo}, 1 seed"] * np.median(list(envpool.values())) / envpool[algo]
+        rate = own["steps_per_second"][f"{algo}, 1 seed"]["median"]
         curve = results[algo][own["env_id"]]
         evaluation_curve(axis, curve, 1 / rate / 60, color=f"C{ALGOS.index(algo)}", label=algo)
         axis.set_title(own["env_id"], fontsize=9)
@@ -345,8 +354,8 @@ def style(axis: plt.Axes) -> None:
 
 def shorter_runs(folder: Path) -> str:
     """What is trained for less than the million steps of the table: the final returns, what a published curve has at
-    that step, and the first evaluation at which every seed is at what Gymnasium calls solved, if the task has such a
-    threshold."""
+    that step (with the p-value of Welch's t test against it), and the first evaluation at which every seed is at what
+    Gymnasium calls solved, if the task has such a threshold."""
     columns = ["algorithm", "task", "steps", "final return, mean of seeds", "each seed", "published curve there"]
     lines = [f"| {' | '.join([*columns, 'every seed solves it after'])} |", "|---|---|---:|---:|---|---:|---|"]
     bar = published_curves()
@@ -357,7 +366,10 @@ def shorter_runs(folder: Path) -> str:
             steps = next(iter(seeds.values()))["global_step"]
             each = " ".join(number(value).replace(",", "") for value in final)
             cell = (PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0], int(steps[-1]))
-            there = number(bar[cell]) if cell in bar else ""
+            there = ""
+            if cell in bar:
+                p = probability(stats.summary_p_value(final, *bar[cell]))
+                there = number(bar[cell][0]) + (f" (p {p})" if p else "")
             row = [algo, task, f"{steps[-1]:,.0f}", with_spread(final), each, there, ""]
             threshold = getattr(gymnasium.registry.get(task), "reward_threshold", None)
             worst = np.min([columns["eval_return"] for columns in seeds.values()], axis=0)
@@ -404,23 +416,30 @@ def behaviours(folder: Path) -> str:
     return "\n".join([header, line, *rows])
 
 
-def variance_figure(result: dict) -> bytes:
-    """The variance of REINFORCE's gradient with each estimator, as measured by variance.py."""
+def variance_figure(result: dict, trainings: Path) -> bytes:
+    """The variance of REINFORCE's gradient with each estimator, as measured by variance.py, and what each learns."""
     names = list(result["estimators"])
     variances = [result["estimators"][name]["variance"] for name in names]
-    figure, axis = plt.subplots(figsize=(6.4, 2.2), layout="constrained")
-    axis.scatter(variances, range(len(names)), color=["C3", "C1", "C2", "C0"])  # bars have no foot on a log axis
-    axis.set_yticks(range(len(names)), names, fontsize=9)
-    axis.set_ylim(len(names) - 0.5, -0.5)
-    axis.set_xscale("log")
-    axis.set_xlabel("variance of the policy gradient (sum over parameters)", fontsize=9)
-    for i, value in enumerate(variances):
-        axis.annotate(number(value), (value, i), (7, 0), textcoords="offset points", va="center", fontsize=8)
-    axis.set_xlim(min(variances) / 2, max(variances) * 4)
-    axis.grid(axis="x", color="0.9")
-    axis.set_axisbelow(True)
-    axis.tick_params(labelsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
+    figure, (dots, lines) = plt.subplots(1, 2, figsize=(10, 2.6), layout="constrained", width_ratios=(3, 2))
+    for i, (name, value) in enumerate(zip(names, variances, strict=True)):
+        color = f"C{(3, 1, 2, 0)[i]}"
+        dots.scatter(value, i, color=color)  # bars have no foot on a log axis
+        dots.annotate(number(value), (value, i), (7, 0), textcoords="offset points", va="center", fontsize=8)
+        seeds = read_result(trainings / ESTIMATORS[name] / "reinforce" / result["env_id"])
+        evaluation_curve(lines, seeds, 1e-3, color=color)
+    dots.set_yticks(range(len(names)), names, fontsize=9)
+    dots.set_ylim(len(names) - 0.5, -0.5)
+    dots.set_xscale("log")
+    dots.set_xlabel("variance of the policy gradient (sum over parameters)", fontsize=9)
+    dots.set_xlim(min(variances) / 2, max(variances) * 4)
+    dots.grid(axis="x", color="0.9")
+    dots.set_axisbelow(True)
+    lines.set_xlabel("thousand steps per seed", fontsize=9)
+    lines.set_ylabel(f"return, {result['env_id']}", fontsize=9)
+    lines.set_ylim(0, 520)  # of at most 500, beyond which an interval says nothing
+    for axis in (dots, lines):
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
     return png(figure)
 
 
@@ -433,11 +452,13 @@ def variance_text(result: dict) -> str:
     ]
     last, numbers = estimators[-1]
     return (
-        "![variance of the gradient by estimator](benchmarks/figures/variance.png)\n\n"
-        f"One half-trained policy on {result['env_id']}, {result['batches']} batches of {result['episodes_per_batch']}"
-        f' episodes. The mean of "{last}" has a norm of {numbers["mean_norm"]:.2g}; distances of the others from it,'
+        "![variance of the gradient and learning curve, by estimator](benchmarks/figures/variance.png)\n\n"
+        f"Left: one half-trained policy on {result['env_id']}, {result['batches']} batches of"
+        f' {result["episodes_per_batch"]} episodes. The mean of "{last}" has a norm of'
+        f" {numbers['mean_norm']:.2g}; distances of the others from it,"
         f" with standard errors: {', '.join(parts)}."
-        " Where the variance is large that proves little: the exact test does."
+        " Where the variance is large that proves little: the exact test does. Right: training with each, five seeds,"
+        " deterministic evaluations and their interval."
     )
 
 
@@ -471,8 +492,11 @@ def speed(folder: Path) -> str:
             ratios = ", ".join(f"{ratio:.1f} with {seeds.removesuffix(' seeds')}" for seeds, ratio in times.items())
             peers.append("| " + " | ".join([algo, peer, shown(rates[peer]), ratios]) + " |")
     lines += ["", *peers] if len(peers) > 2 else []
-    hardware = {(result["env_id"], result["hardware"]["cores"], result["hardware"]["machine"]) for result in results}
-    places = "; ".join(f"{env_id}, {cores} cores ({machine}), no GPU" for env_id, cores, machine in sorted(hardware))
+    hardware = {
+        (result["env_id"], result["hardware"]["cores"], result["hardware"].get("processor") or "processor not known")
+        for result in results
+    }
+    places = "; ".join(f"{env_id}, {cores} cores ({cpu}), no GPU" for env_id, cores, cpu in sorted(hardware))
     lines += ["", f"{places}. Environment steps of all seeds; off-policy: one update per step."]
     for result in results:
         if "of_matrix_product" in result:
@@ -496,12 +520,14 @@ def replace_section(text: str, begin: str, end: str, content: str) -> str:
     return f"{before}{begin}\n\n{content}\n\n{end}{after}"
 
 
-def stale(results: Path, algos: list[str]) -> list[str]:
-    """A line for each result whose script no longer gives the numbers that were recorded with it, or that has none."""
+def stale(results: Path) -> list[str]:
+    """A line for each result, of shorter runs and estimators too, whose script no longer gives the numbers that were
+    recorded with it, or that has none."""
     lines: list[str] = []
-    for algo in algos:
-        now = fingerprint(HERE.parent / "algos" / f"{algo}.py")
-        for path in sorted((results / algo).glob("*/run.json")):
+    for algo in ALGOS:
+        paths = sorted(results.glob(f"**/{algo}/*/run.json"))
+        now = fingerprint(HERE.parent / "algos" / f"{algo}.py") if paths else {}
+        for path in paths:
             recorded = json.loads(path.read_text()).get("fingerprint")
             if recorded is None:
                 lines.append(f"{algo} on {path.parent.name} has no fingerprint: run.py --add-fingerprint")
@@ -539,7 +565,7 @@ def contents(args: Args, results: dict[str, dict[str, dict]]) -> dict[Path, byte
         readme = replace_section(readme, BEGIN_SPEED, END_SPEED, speed(folder))
     if (path := args.results / "variance.json").exists():
         variance = json.loads(path.read_text())
-        files[args.figures / "variance.png"] = variance_figure(variance)
+        files[args.figures / "variance.png"] = variance_figure(variance, args.results / "estimators")
         readme = replace_section(readme, BEGIN_VARIANCE, END_VARIANCE, variance_text(variance))
     return files | {args.readme: readme.encode()}
 
@@ -568,8 +594,7 @@ def main(args: Args) -> int:
             path.write_bytes(content)
             print(f"written: {path}")
     if args.check and args.fingerprints:
-        shorter = {path.parent.parent.name for path in (args.results / "shorter").glob("*/*/run.json")}
-        complaints += stale(args.results, list(results)) + stale(args.results / "shorter", sorted(shorter))
+        complaints += stale(args.results)
     if args.check:
         fine = "the report is what the data gives" + ("; no result is stale" if args.fingerprints else "")
         print("\n".join(complaints or [fine]))

@@ -48,6 +48,15 @@ def welch(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float, float]:
     return difference, float(low), float(high), float(test.pvalue)
 
 
+def summary_p_value(values: np.ndarray, mean: float, std: float, n: int) -> float:
+    """Of Welch's t test of `values` against n others of which only mean and standard deviation are known. NaN for one
+    value."""
+    if len(values) < 2:
+        return float("nan")
+    own = (np.mean(values), np.std(values, ddof=1), len(values))
+    return float(scipy.stats.ttest_ind_from_stats(*own, mean, std, n, equal_var=False).pvalue)
+
+
 def improvement(scores_x: np.ndarray, scores_y: np.ndarray) -> np.ndarray:
     """P(X > Y) for random seeds, a tie counting half, averaged over tasks: [n, tasks] and [m, tasks] to [1].
 

@@ -292,18 +292,15 @@ def test_a_truncated_result_is_refused_by_name(tmp_path):
             reading.read_result(folder)
 
 
-def test_a_slow_day_of_the_machine_does_not_move_the_curve_against_the_clock(tmp_path, monkeypatch):
+def test_the_curve_against_the_clock_is_steps_over_the_measured_rate(tmp_path, monkeypatch):
     report = load_script(ROOT / "benchmarks" / "report.py")
     monkeypatch.setattr(report, "png", lambda figure: [line.get_xdata() for line in figure.axes[0].lines])
     results = {}
-    for algo, day in (("ppo_continuous", 1.0), ("a2c", 0.5), ("trpo", 1.0), ("sac", 0.1), ("ddpg", 0.1)):
-        if day > 0.1:  # the others have no curve, and no say in how fast the machine was
+    for algo, rate in (("ppo_continuous", 10), ("trpo", 20), ("sac", 1)):
+        if algo != "sac":  # which has been timed and has no curve
             write_result(tmp_path / algo / "Task-v4", [1.0, 2.0, 3.0])
             results[algo] = {"Task-v4": reading.read_result(tmp_path / algo / "Task-v4")}
-        own = 20 if algo == "trpo" else 10  # steps per second, on a good day
-        rates = {"EnvPool alone, 8 environments": 20 * day, "EnvPool alone, 64 environments": 40 * day}
-        rates = {name: {"median": rate} for name, rate in (rates | {f"{algo}, 1 seed": own * day}).items()}
+        rates = {"EnvPool alone, 64 environments": {"median": 40}, f"{algo}, 1 seed": {"median": rate}}
         (tmp_path / f"{algo}.json").write_text(json.dumps({"env_id": "Task-v4", "steps_per_second": rates}))
-    ends = dict(zip([algo for algo in report.ALGOS if algo in results], report.clock(results, tmp_path), strict=True))
-    minutes = {algo: x[-1] for algo, x in ends.items()}
-    assert minutes == pytest.approx({"ppo_continuous": 1000 / 10 / 60, "a2c": 1000 / 10 / 60, "trpo": 1000 / 20 / 60})
+    minutes = [x[-1] for x in report.clock(results, tmp_path)]
+    assert minutes == pytest.approx([1000 / 10 / 60, 1000 / 20 / 60])

@@ -460,3 +460,16 @@ def test_a_replay_too_small_for_a_step_is_refused(off_policy, capsys):
         off_policy.Args(num_envs=20, buffer_size=10)
     assert stop.value.code == 2
     assert "20 environments" in capsys.readouterr().err
+
+
+def test_moments_of_a_dead_weight_decay_to_zero(off_policy):
+    """Without flushing they would stay at the smallest numbers that there are, at which a CPU is slow."""
+    off_policy.select_device(off_policy.Args(device="cpu"))
+    weight = torch.nn.Parameter(torch.ones(4))
+    adam = torch.optim.Adam([weight], fused=True)
+    weight.grad = torch.ones(4)
+    adam.step()
+    weight.grad.zero_()
+    for _ in range(1000):
+        adam.step()
+    assert not adam.state[weight]["exp_avg"].any()

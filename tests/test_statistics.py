@@ -155,7 +155,8 @@ def test_the_table_by_hand(tmp_path):
 
 
 def test_shorter_runs_tell_when_every_seed_has_solved_the_task_and_what_is_published(tmp_path, monkeypatch):
-    points = {("a2c", "Ant", 1000): 1234.5, ("a2c", "Pendulum", 999): 5.0, ("sac", "CartPole", 1000): 7.0}
+    points = {("a2c", "Ant", 1000): (2.5, 1.0, 2), ("a2c", "Pendulum", 999): (5.0, 1.0, 2)}
+    points |= {("sac", "CartPole", 1000): (7.0, 1.0, 2)}
     monkeypatch.setattr(report, "published_curves", lambda: points)
     for task, finals in (("CartPole-v1", [500.0, 480.0]), ("Pendulum-v1", [-150.0]), ("Ant-v4", [1.0, 2.0])):
         write_result(tmp_path / "a2c" / task, finals)
@@ -163,19 +164,19 @@ def test_shorter_runs_tell_when_every_seed_has_solved_the_task_and_what_is_publi
     steps = next(iter(report.read_result(tmp_path / "a2c" / "Ant-v4").values()))["global_step"][-1]
     assert cart_pole.endswith(f"| 500 480 |  | {steps:,.0f} steps (475) |")
     assert pendulum.endswith("| -150 | -150 |  |  |")  # which has no threshold
-    assert ant.endswith("| 1.0 2.0 | 1,234 |  |")  # the point at that step, of that algorithm
+    assert ant.endswith("| 1.0 2.0 | 2.5 (p 0.379) |  |")  # t = -1 / sqrt(0.75), 1.8 degrees of freedom
 
 
 def test_stale_results_are_named(tmp_path, monkeypatch):
     write_result(tmp_path / "a2c" / "Ant-v4", [1.0, 2.0])
     monkeypatch.setattr(report, "fingerprint", lambda script: {"seed 1: steps": 64.0, "seed 1: evaluation": 10.0})
-    assert report.stale(tmp_path, ["a2c"]) == ["a2c on Ant-v4 has no fingerprint: run.py --add-fingerprint"]
+    assert report.stale(tmp_path) == ["a2c on Ant-v4 has no fingerprint: run.py --add-fingerprint"]
     path = tmp_path / "a2c" / "Ant-v4" / "run.json"
     meta = json.loads(path.read_text())
     path.write_text(json.dumps(meta | {"fingerprint": {"seed 1: steps": 64.0, "seed 1: evaluation": 10.001}}))
-    assert report.stale(tmp_path, ["a2c"]) == []
+    assert report.stale(tmp_path) == []
     path.write_text(json.dumps(meta | {"fingerprint": {"seed 1: steps": 64.0, "seed 1: evaluation": 12.0}}))
-    assert report.stale(tmp_path, ["a2c"]) == ["stale: a2c on Ant-v4: seed 1: evaluation was 12, is 10, and 0 more"]
+    assert report.stale(tmp_path) == ["stale: a2c on Ant-v4: seed 1: evaluation was 12, is 10, and 0 more"]
 
 
 def write_run(folder, seed, final, finished=True, steps=1000, **args):
