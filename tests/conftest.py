@@ -36,8 +36,10 @@ def script(request):
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def processor():
+    """Training sets both, for the whole process; Hypothesis wants all the numbers that there are."""
     torch.set_num_threads(1)
+    torch.set_flush_denormal(False)
 
 
 def fixture_of(stem):
