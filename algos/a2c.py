@@ -564,8 +564,8 @@ def select_device(args: Args) -> torch.device:
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)  # graphs are captured on the current device
     if device.type == "cpu":
-        torch.set_flush_denormal(True)  # behind a dead ReLU Adam's moments decay below 1e-38, where a CPU is slow
-        if sys.platform == "linux":  # keep freed memory: page faults took half of an update of TRPO's policy
+        torch.set_flush_denormal(True)  # where a gradient stays 0, Adam's moments decay to what a CPU is slow at
+        if sys.platform == "linux":  # keep freed memory: page faults can take half of an update
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
             mallopt(-4, 0)  # M_MMAP_MAX: and large arrays come from it

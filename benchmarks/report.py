@@ -493,7 +493,7 @@ def speed(folder: Path) -> str:
             peers.append("| " + " | ".join([algo, peer, shown(rates[peer]), ratios]) + " |")
     lines += ["", *peers] if len(peers) > 2 else []
     hardware = {
-        (result["env_id"], result["hardware"]["cores"], result["hardware"].get("processor") or "processor not known")
+        (result["env_id"], result["hardware"]["cores"], result["hardware"]["processor"] or "processor not known")
         for result in results
     }
     places = "; ".join(f"{env_id}, {cores} cores ({cpu}), no GPU" for env_id, cores, cpu in sorted(hardware))
