@@ -82,7 +82,7 @@ def published_of_training() -> set[tuple[str, str]]:
 
 def published_curves() -> dict[tuple[str, str, int], tuple[float, float, int]]:
     """Points of published learning curves before a million steps, by algorithm, task without its version, and steps:
-    mean, standard deviation and number of seeds."""
+    mean, standard deviation (with n - 1) and number of seeds."""
     return {
         (row["algo"], row["env"], int(row["steps"])): (
             float(row["mean_return"]),
@@ -285,7 +285,9 @@ def overview(results: dict[str, dict[str, dict]]) -> bytes:
     return png(figure)
 
 
-def panels(tasks: list[str], label: str) -> tuple[plt.Figure, list[plt.Axes]]:
+def panels(
+    tasks: list[str], label: str, steps_label: str = "million steps per seed"
+) -> tuple[plt.Figure, list[plt.Axes]]:
     """A panel for each task, five in a row at most."""
     rows = -(-len(tasks) // 5)
     columns = -(-len(tasks) // rows)
@@ -298,7 +300,7 @@ def panels(tasks: list[str], label: str) -> tuple[plt.Figure, list[plt.Axes]]:
         else:
             axis.set_title(task, fontsize=9)
     for axis in axes[-1]:
-        axis.set_xlabel("million steps per seed", fontsize=8)
+        axis.set_xlabel(steps_label, fontsize=8)
     for row in axes:
         row[0].set_ylabel(label, fontsize=8)
     return figure, list(axes.flat)[: len(tasks)]
@@ -352,31 +354,66 @@ def style(axis: plt.Axes) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def shorter_runs(folder: Path) -> str:
-    """What is trained for less than the million steps of the table: the final returns, what a published curve has at
-    that step (with the p-value of Welch's t test against it), and the first evaluation at which every seed is at what
-    Gymnasium calls solved, if the task has such a threshold."""
+def shorter_results(folder: Path) -> dict[tuple[str, str], dict[int, dict[str, np.ndarray]]]:
+    """What is trained for less than the million steps of the table, by algorithm and task."""
+    found = [(path.parent.parent.name, path.parent.name) for path in sorted(folder.glob("*/*/run.json"))]
+    found.sort(key=lambda cell: ALGOS.index(cell[0]))
+    return {(algo, task): read_result(folder / algo / task) for algo, task in found}
+
+
+def shorter_runs(results: dict[tuple[str, str], dict]) -> str:
+    """The final returns of shorter_results, what a published curve has at that step (with the p-value of Welch's t test
+    against it), and the first evaluation at which every seed is at what Gymnasium calls solved, if the task has such a
+    threshold."""
     columns = ["algorithm", "task", "steps", "final return, mean of seeds", "each seed", "published curve there"]
     lines = [f"| {' | '.join([*columns, 'every seed solves it after'])} |", "|---|---|---:|---:|---|---:|---|"]
     bar = published_curves()
-    for algo, task in itertools.product(ALGOS, sorted({path.parent.name for path in folder.glob("*/*/run.json")})):
-        if (folder / algo / task / "run.json").exists():
-            seeds = read_result(folder / algo / task)
-            final = final_returns(seeds)
-            steps = next(iter(seeds.values()))["global_step"]
-            each = " ".join(number(value).replace(",", "") for value in final)
-            cell = (PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0], int(steps[-1]))
-            there = ""
-            if cell in bar:
-                p = probability(stats.summary_p_value(final, *bar[cell]))
-                there = number(bar[cell][0]) + (f" (p {p})" if p else "")
-            row = [algo, task, f"{steps[-1]:,.0f}", with_spread(final), each, there, ""]
-            threshold = getattr(gymnasium.registry.get(task), "reward_threshold", None)
-            worst = np.min([columns["eval_return"] for columns in seeds.values()], axis=0)
-            if threshold is not None and (solved := steps[worst >= threshold]).size:
-                row[-1] = f"{solved[0]:,.0f} steps ({threshold:.0f})"
-            lines.append(f"| {' | '.join(row)} |")
+    for (algo, task), seeds in results.items():
+        final = final_returns(seeds)
+        steps = next(iter(seeds.values()))["global_step"]
+        each = " ".join(number(value).replace(",", "") for value in final)
+        cell = (PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0], int(steps[-1]))
+        there = ""
+        if cell in bar:
+            p = probability(stats.summary_p_value(final, *bar[cell]))
+            there = number(bar[cell][0]) + (f" (p {p})" if p else "")
+        row = [algo, task, f"{steps[-1]:,.0f}", with_spread(final), each, there, ""]
+        threshold = getattr(gymnasium.registry.get(task), "reward_threshold", None)
+        worst = np.min([columns["eval_return"] for columns in seeds.values()], axis=0)
+        if threshold is not None and (solved := steps[worst >= threshold]).size:
+            row[-1] = f"{solved[0]:,.0f} steps ({threshold:.0f})"
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
+
+
+def shorter_figure(results: dict[tuple[str, str], dict]) -> bytes:
+    """Deterministic evaluations, each seed's and their mean, beside the published curve with Student's interval, in a
+    panel for each of shorter_results that has one."""
+    bar, shown = published_curves(), []
+    for (algo, task), seeds in results.items():
+        last = next(iter(seeds.values()))["global_step"][-1]
+        name = (PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0])
+        if points := [(steps, *point) for (*cell, steps), point in bar.items() if (*cell,) == name and steps <= last]:
+            shown.append((f"{algo}, {task}", seeds, np.array(sorted(points)).T))
+    figure, axes = panels([title for title, _, _ in shown], "evaluation return", "thousand steps per seed")
+    for axis, (_, seeds, (steps, mean, deviation, count)) in zip(axes, shown, strict=True):
+        half = np.array([stats.half_width(*own) for own in zip(deviation, count, strict=True)])
+        axis.plot(steps / 1e3, mean, color="0.4", ls="--", lw=1, label="published, mean and interval")
+        axis.fill_between(steps / 1e3, mean - half, mean + half, color="0.4", alpha=0.15, lw=0)
+        evaluations = np.array([columns["eval_return"] for columns in seeds.values()])
+        marks, steps = ~np.isnan(evaluations[0]), next(iter(seeds.values()))["global_step"] / 1e3
+        axis.plot(steps[marks], evaluations[:, marks].T, color="C0", lw=0.5, alpha=0.6)
+        axis.plot(
+            steps[marks],
+            evaluations[:, marks].mean(0),
+            color="C0",
+            marker="o",
+            ms=2.5,
+            label="ours, mean and each seed",
+        )
+        style(axis)
+    add_legend(figure, axes)
+    return png(figure)
 
 
 def curves(algo: str, tasks: dict[str, dict]) -> bytes:
@@ -558,7 +595,10 @@ def contents(args: Args, results: dict[str, dict[str, dict]]) -> dict[Path, byte
     parts += ["<details>", summary, *details, "</details>"] if details else []
     readme = replace_section(args.readme.read_text(), BEGIN, END, "\n\n".join(parts))
     if (folder := args.results / "shorter").exists():
-        readme = replace_section(readme, BEGIN_SHORTER, END_SHORTER, shorter_runs(folder))
+        shorter = shorter_results(folder)
+        files[args.figures / "shorter.png"] = shorter_figure(shorter)
+        picture_text = "![learning curves beside published ones](benchmarks/figures/shorter.png)"
+        readme = replace_section(readme, BEGIN_SHORTER, END_SHORTER, f"{shorter_runs(shorter)}\n\n{picture_text}")
     if (folder := args.results / "behaviours").exists():
         readme = replace_section(readme, BEGIN_BEHAVIOURS, END_BEHAVIOURS, behaviours(folder))
     if (folder := args.results / "speed").exists():

@@ -14,10 +14,12 @@ RESAMPLES = 2000
 
 def student_interval(values: np.ndarray, level: float = LEVEL) -> float:
     """Half the width of a mean's confidence interval, by Student's t with n - 1 degrees of freedom. NaN for n = 1."""
-    n = len(values)
-    if n < 2:
-        return float("nan")
-    return float(scipy.stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    return half_width(np.std(values, ddof=1), len(values), level) if len(values) > 1 else float("nan")
+
+
+def half_width(std: float, n: int, level: float = LEVEL) -> float:
+    """The same from the standard deviation, with n - 1, of n values."""
+    return float(scipy.stats.t.ppf((1 + level) / 2, n - 1) * std / np.sqrt(n))
 
 
 def point_p_value(values: np.ndarray, point: float) -> float:
@@ -49,8 +51,8 @@ def welch(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float, float]:
 
 
 def summary_p_value(values: np.ndarray, mean: float, std: float, n: int) -> float:
-    """Of Welch's t test of `values` against n others of which only mean and standard deviation are known. NaN for one
-    value."""
+    """Of Welch's t test of `values` against n others of which only mean and standard deviation, with n - 1, are known.
+    NaN for one value."""
     if len(values) < 2:
         return float("nan")
     own = (np.mean(values), np.std(values, ddof=1), len(values))
