@@ -7,6 +7,7 @@
 The idea: play a few steps in many environments at once, ask a learned value function how much better than expected they
 went, and take one gradient step that makes better-than-expected actions more likely. No replay, no second look.
 
+    J = E[ sum_t gamma^t r_t ]                                               objective
     grad J = E[ sum_t gamma^t grad log pi(a_t|s_t) A_t ]                     policy gradient theorem
            = E_{s, a ~ d}[ grad log pi(a|s) A ] / (1 - gamma)                d: discounted visits
     A_t = sum_l (gamma * lambda)^l delta_{t+l}, held constant                GAE, compute_gae
@@ -32,16 +33,18 @@ Details that matter:
  3. obs[t + 1] is the true next observation of every valid row, the last of an episode included. So truncation
     bootstraps from V(obs[t + 1]); termination does not; the trace is cut at both.
  4. A policy is a softmax over actions or a normal, whichever the task takes; the algorithm does not change.
- 5. Observations and rewards are normalised by running statistics that stand still during an iteration, and clipped at
-    10 deviations. Evaluation uses the same statistics, frozen, and the return as the task gives it.
+ 5. Observations are centred and divided by their running deviation, which takes in a batch only after its update.
+    Rewards are not centred, but divided by the running deviation of an episode's discounted sum of rewards so far, this
+    batch included. Both are clipped to +-10. Evaluation uses the same statistics of observations, frozen, and the
+    return as the task gives it.
  6. The unit of a normal policy is half the action range. Actions are scaled and clipped to the task's bounds where they
     leave for the simulator, while the log-probability is that of the action before clipping. Its standard deviation
     sigma has a floor: the gradient of the mean grows like 1 / sigma, and where all advantages are noise, that undoes a
     perfect policy.
  7. Far outside the action range all samples of a normal policy are clipped to the same action: nothing is explored any
     more, and the gradient is noise. `bounds_loss` keeps the mean from going there, as that of rl_games does.
-Deviations from the paper: 5, 7, the floor, orthogonal initialisation, separate networks without recurrence, a sigma
-that does not depend on the state, a clipped gradient norm, no entropy bonus, GAE, and Adam. Closer to the paper is
+Deviations from the paper: 5, 7, the floor, orthogonal initialisation, no recurrence, a sigma that does not depend
+on the state, a clipped gradient norm, no entropy bonus, GAE, and Adam. Closer to the paper is
 `--gae-lambda 1 --num-steps 5 --optimizer rmsprop --ent-coef 1e-4 --bounds-loss-coef 0`, though PyTorch's RMSprop
 divides by sqrt(g) + epsilon, the paper's by sqrt(g + epsilon).
 """
@@ -49,6 +52,7 @@ divides by sqrt(g) + epsilon, the paper's by sqrt(g + epsilon).
 import contextlib
 import ctypes
 import difflib
+import gc
 import glob
 import itertools
 import json
@@ -81,6 +85,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 warnings.filterwarnings("ignore", message=".*precision lowered by casting", module="gymnasium")
+warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
 
 
 @dataclass
@@ -111,7 +116,7 @@ class Args:
     ent_coef: float = 0.0  # weight of the entropy bonus
     bounds_loss_coef: float = 0.01  # weight of the squared distance of a normal policy's mean from the action range
     max_grad_norm: float = 0.5  # norm to which each seed's gradient is clipped
-    hidden_size: int = 64  # units in each of the two hidden layers
+    hidden_size: int = 64  # units in each of the two hidden layers; with 0 there are none, and all is linear
     log_std_init: float = -0.5  # logarithm of the first standard deviation, in units of half the action range
     log_std_min: float = -1.5  # floor of that logarithm
 
@@ -165,7 +170,8 @@ class Linear(nn.Module):
 def mlp(
     sizes: list[int], activation: Callable[[], nn.Module], last_gain: float, generators: list[torch.Generator]
 ) -> nn.Sequential:
-    """Layers of these sizes, the last one linear, for all seeds."""
+    """Layers of these sizes, the last one linear, for all seeds; hidden layers of size 0 are left out."""
+    sizes = [size for size in sizes if size]
     layers: list[nn.Module] = []
     for in_features, out_features in itertools.pairwise(sizes[:-1]):
         layers += [Linear(in_features, out_features, 2**0.5, generators), activation()]
@@ -178,11 +184,8 @@ class Agent(nn.Module):
 
     def __init__(self, obs_space: gymnasium.spaces.Box, action_space: gymnasium.Space, args: Args) -> None:
         super().__init__()
-        S, self.obs_dim, self.action_dim = (
-            args.num_seeds,
-            int(np.prod(obs_space.shape)),
-            int(np.prod(action_space.shape)),
-        )
+        S = args.num_seeds
+        self.obs_dim, self.action_dim = int(np.prod(obs_space.shape)), int(np.prod(action_space.shape))
         self.discrete = isinstance(action_space, gymnasium.spaces.Discrete)
         outputs = int(action_space.n) if self.discrete else self.action_dim
         generators = [torch.Generator().manual_seed(args.seed + k) for k in range(S)]
@@ -200,10 +203,6 @@ class Agent(nn.Module):
         self.register_buffer("action_high", high, persistent=False)
         self.register_buffer("action_scale", torch.where(bounded, (high - low) / 2, 1.0), persistent=False)
         self.register_buffer("action_bias", torch.where(bounded, (high + low) / 2, 0.0), persistent=False)
-
-    @property
-    def device(self) -> torch.device:
-        return self.obs_stats.mean.device
 
     def normalize(self, obs: Tensor) -> Tensor:
         return ((obs - self.obs_stats.mean) * (self.obs_stats.var + 1e-8).rsqrt()).clamp(-10, 10)
@@ -356,7 +355,7 @@ def compute_targets(agent: Agent, rollout: dict[str, Tensor], carry: Tensor, arg
     if args.norm_adv:
         centred = batch["advantages"] - masked_mean(batch["advantages"], valid)[:, None]
         batch["advantages"] = centred / (masked_var(centred, valid).sqrt()[:, None] + 1e-8)
-    # The losses mask reset rows, but in their gradients what is not finite would outlive a factor of 0.
+    # Losses mask reset rows. They are set to 0 here as well, because in a gradient 0 * inf is NaN.
     batch = {name: torch.where(valid.view(valid.shape + (1,) * (x.dim() - 2)), x, 0) for name, x in batch.items()}
     return batch | {"valid": valid}
 
@@ -420,7 +419,7 @@ def train(args: Args) -> list[Path]:
         optimizer = torch.optim.RMSprop(agent.parameters(), learning_rate, alpha=0.99, eps=1e-5, capturable=on_cuda)
     state = agent.state_dict() | optimizer_state(optimizer, args.optimizer)  # all that training changes
     if saved:
-        restore(state, saved["state"])
+        restore(state, saved.pop("state"))
     failed = diverged(agent)
     log = RunLog(args, device, folders or claim_folders(args), saved)
 
@@ -430,7 +429,7 @@ def train(args: Args) -> list[Path]:
     for name in ("terminated", "done", "valid"):
         collected[name] = torch.zeros(T, S, N, dtype=torch.bool, pin_memory=on_cuda)
     data = {name: tensor.numpy() for name, tensor in collected.items()}  # the same memory, as the simulator sees it
-    rollout = {name: tensor.to(device) for name, tensor in collected.items()}  # and the same again, on a CPU
+    rollout = {name: tensor.to(device) for name, tensor in collected.items()}  # on a CPU the same memory once more
     obs_in, action_out, env_action_out = (
         torch.zeros(*shapes[name][1:], pin_memory=on_cuda) for name in ("obs", "actions", "actions")
     )
@@ -530,7 +529,7 @@ def first_line(error: BaseException) -> str:
 def check_ranges(args: "Args") -> None:
     """Refuse what no training can use: sizes below 1, negative or infinite coefficients, NaN."""
     for name, value in vars(args).items():
-        from_0 = name in ("seed", "env_threads", "torch_threads", "num_evaluations", "line_search_steps")
+        from_0 = name in ("seed", "env_threads", "torch_threads", "num_evaluations", "line_search_steps", "hidden_size")
         lowest = -99 if name.startswith("log_std") else 1 if type(value) is int and not from_0 else 0
         amount = type(value) is float or name in ("seed", "total_timesteps", "learning_starts")
         highest = 1 if name in ("gamma", "gae_lambda", "tau") else 2**53 if amount else 2**20
@@ -873,7 +872,7 @@ def evaluate(
     while running.any():
         if frames is not None and totals["length"].max() % every == 0:
             frames.append(envs.render(env_ids=range(running.size)))
-        rows = torch.as_tensor(obs.reshape(*shape, -1), dtype=torch.float32, device=agent.device)
+        rows = torch.as_tensor(obs.reshape(*shape, -1), dtype=torch.float32, device=next(agent.parameters()).device)
         actions = agent.deterministic_action(rows).nan_to_num().cpu().numpy()  # a NaN would spoil the pool
         actions = actions.reshape(-1, *envs.single_action_space.shape).astype(envs.single_action_space.dtype)
         obs, rewards, terminated, truncated, info = envs.step(actions)
@@ -945,8 +944,9 @@ def capture(function: Callable[[], None], state: dict[str, Tensor], args: Args, 
     torch.cuda.current_stream(device).wait_stream(stream)
     restore(state, saved)
     torch.cuda.set_rng_state(generator, device)
+    gc.collect()  # graphs of an earlier run must not be destroyed in the middle of this recording
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         function()
     return graph.replay
 

@@ -7,10 +7,11 @@
 The idea: Q-learning for continuous actions. The maximum over actions is replaced by an actor that is trained to find
 it, by the gradient that runs from Q through the action; noise on the action explores, a replay remembers.
 
+    J = E[ sum_t gamma^t r_t ]                                               objective
     y = r + gamma * (1 - terminated) * Q_target(s', pi_target(s'))           td_target
     critic: min E[ (Q(s, a) - y)^2 ]                                         algorithm 1, update
     actor: max E[ Q(s, pi(s)) ],  grad J = E[ grad_a Q(s, a) grad pi(s) ]    deterministic policy gradient (eq. 6)
-    Q_target <- (1 - tau) * Q_target + tau * Q,  and pi_target likewise      Polyak averaging
+    Q_target <- (1 - tau) * Q_target + tau * Q,  and pi_target likewise      Polyak averaging, from equal weights on
     a = clip(pi(s) + sigma * xi)                                             exploration
 
     python algos/ddpg.py --env-id HalfCheetah-v4
@@ -38,6 +39,7 @@ Deviations from the paper (in brackets what it has): 4 (one environment, one upd
 import contextlib
 import ctypes
 import difflib
+import gc
 import glob
 import itertools
 import json
@@ -70,6 +72,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 warnings.filterwarnings("ignore", message=".*precision lowered by casting", module="gymnasium")
+warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
 
 
 @dataclass
@@ -98,7 +101,7 @@ class Args:
     gamma: float = 0.99  # discount factor
     tau: float = 0.005  # weight of the new networks in the running average of the targets
     exploration_noise: float = 0.1  # standard deviation of the noise, in units of half the action range
-    hidden_size: int = 256  # units in each of the two hidden layers
+    hidden_size: int = 256  # units in each of the two hidden layers; with 0 there are none, and all is linear
     save_replay: bool = False  # checkpoint the replay as well, all buffer_size rows; else resuming refills it first
 
     # Speed
@@ -150,7 +153,8 @@ class Linear(nn.Module):
 def mlp(
     sizes: list[int], activation: Callable[[], nn.Module], last_gain: float, generators: list[torch.Generator]
 ) -> nn.Sequential:
-    """Layers of these sizes, the last one linear, for all seeds."""
+    """Layers of these sizes, the last one linear, for all seeds; hidden layers of size 0 are left out."""
+    sizes = [size for size in sizes if size]
     layers: list[nn.Module] = []
     for in_features, out_features in itertools.pairwise(sizes[:-1]):
         layers += [Linear(in_features, out_features, 2**0.5, generators), activation()]
@@ -177,10 +181,6 @@ class Agent(nn.Module):
         self.register_buffer("action_scale", (high - low) / 2, persistent=False)
         self.register_buffer("action_bias", (high + low) / 2, persistent=False)
 
-    @property
-    def device(self) -> torch.device:
-        return self.action_scale.device
-
     def random_action(self, obs: Tensor) -> Tensor:
         """Uniform within the bounds, [S, B, A]."""
         noise = 2 * torch.rand(*obs.shape[:2], self.action_dim, device=obs.device) - 1
@@ -200,7 +200,7 @@ class Agent(nn.Module):
 def make_critic(agent: Agent, args: Args) -> nn.Sequential:
     generators = [torch.Generator().manual_seed(args.seed + k) for k in range(args.num_seeds)]
     sizes = [agent.obs_dim + agent.action_dim, args.hidden_size, args.hidden_size, 1]
-    return mlp(sizes, lambda: nn.ReLU(inplace=True), 1.0, generators).to(agent.device)
+    return mlp(sizes, lambda: nn.ReLU(inplace=True), 1.0, generators).to(agent.action_scale.device)
 
 
 class Replay:
@@ -231,11 +231,9 @@ class Replay:
 # ------------------------------------------------------------------------------------------------------------ Algorithm
 
 
-def q_values(critics: nn.Sequential, obs: Tensor, actions: Tensor) -> Tensor:
-    """Q of rows [S, B, ...] by each of the M critics of their seed, [S, M, B]."""
-    rows = torch.cat([obs, actions], dim=-1)
-    members = len(critics[-1].bias) // len(rows)
-    return critics(rows.repeat_interleave(members, dim=0)).squeeze(-1).unflatten(0, (-1, members))
+def q_value(critic: nn.Sequential, obs: Tensor, actions: Tensor) -> Tensor:
+    """Q(s, a) of rows [S, B, ...], [S, B]."""
+    return critic(torch.cat([obs, actions], dim=-1)).squeeze(-1)
 
 
 def td_target(rewards: Tensor, terminated: Tensor, next_values: Tensor, gamma: float) -> Tensor:
@@ -259,16 +257,16 @@ def update(
     """One update of every seed's critic, actor and targets. Returns LOSSES, [S] each."""
     obs, next_obs, actions, rewards, terminated = replay.sample(args.batch_size)
     with torch.no_grad():
-        next_values = q_values(critic_target, next_obs, agent_target.deterministic_action(next_obs))
-        target = td_target(rewards, terminated, next_values.squeeze(1), args.gamma)
-    q = q_values(critic, obs, actions).squeeze(1)  # [S, B]
+        next_values = q_value(critic_target, next_obs, agent_target.deterministic_action(next_obs))
+        target = td_target(rewards, terminated, next_values, args.gamma)
+    q = q_value(critic, obs, actions)  # [S, B]
     critic_loss = (q - target).square().mean(-1)
     critic_optimizer.zero_grad()
     critic_loss.sum().backward()
     critic_optimizer.step()
 
     critic.requires_grad_(False)  # the actor's loss is no business of its weights
-    actor_loss = -q_values(critic, obs, agent.deterministic_action(obs)).mean((1, 2))
+    actor_loss = -q_value(critic, obs, agent.deterministic_action(obs)).mean(-1)
     critic.requires_grad_(True)
     actor_optimizer.zero_grad()
     actor_loss.sum().backward()
@@ -295,7 +293,7 @@ def train(args: Args) -> list[Path]:
     action_shape = envs.single_action_space.shape
     agent = Agent(envs.single_observation_space, envs.single_action_space, args).to(device)
     agent_target = Agent(envs.single_observation_space, envs.single_action_space, args).to(device).requires_grad_(False)
-    critic, critic_target = make_critic(agent, args), make_critic(agent, args).requires_grad_(False)
+    critic, critic_target = make_critic(agent, args), make_critic(agent, args).requires_grad_(False)  # equal at first
     adam = {"fused": True, "capturable": on_cuda}
     actor_optimizer = torch.optim.Adam(agent.parameters(), args.learning_rate, **adam)
     critic_optimizer = torch.optim.Adam(critic.parameters(), args.critic_learning_rate, **adam)
@@ -303,13 +301,11 @@ def train(args: Args) -> list[Path]:
     state |= critic.state_dict(prefix="critic.") | critic_target.state_dict(prefix="critic_target.")
     state |= optimizer_state(actor_optimizer, "actor_adam") | optimizer_state(critic_optimizer, "critic_adam")
     replay = Replay(S, args.buffer_size, agent.obs_dim, agent.action_dim, device)
-    stored = {"replay.rows": replay.rows, "replay.count": replay.count}
     touched = state | {"replay.count": replay.count}  # not the rows: graphs are recorded with no valid one to store
     if args.save_replay:
-        state |= stored
-        start = 0
+        state, start = touched | {"replay.rows": replay.rows}, 0
     if saved:
-        restore(state, saved["state"])
+        restore(state, saved.pop("state"))
         if start and step < last:
             print(f"without --save-replay, {args.learning_starts} steps refill the replay before learning goes on")
     # After a resumption the policy refills the replay or, if it has never been updated, random actions do
@@ -325,7 +321,7 @@ def train(args: Args) -> list[Path]:
     rows = row_in.numpy()  # the same memory, as the simulator sees it
     losses = {name: torch.zeros(S, device=device) for name in LOSSES}  # sums since the last report
     gradient_step = torch.compile(update) if args.compile else update
-    block = max(1, int(args.utd_ratio * N))  # updates per graph
+    block = max(1, min(int(args.utd_ratio * N), 64))  # updates per graph
 
     @torch.no_grad()
     def act() -> None:
@@ -353,14 +349,14 @@ def train(args: Args) -> list[Path]:
     saved_at = time.perf_counter()
     with catch_signals() as signals:
         while step < last and len(failed) < S:
-            # Act; while the simulator runs, a GPU learns
+            # Act
             obs_in.copy_(torch.from_numpy(next_obs))
             act_randomly() if step < random_until else act()
             if on_cuda:
                 torch.cuda.current_stream(device).synchronize()
             env_actions = np.nan_to_num(action_out.numpy())  # a NaN would stay in the simulator for good
 
-            # Learn, utd_ratio updates per step
+            # Learn, utd_ratio updates per step; a GPU goes on with it while the simulator steps
             if step - start >= args.learning_starts:
                 owed += args.utd_ratio * N
                 while owed >= block:
@@ -430,7 +426,7 @@ def first_line(error: BaseException) -> str:
 def check_ranges(args: "Args") -> None:
     """Refuse what no training can use: sizes below 1, negative or infinite coefficients, NaN."""
     for name, value in vars(args).items():
-        from_0 = name in ("seed", "env_threads", "torch_threads", "num_evaluations", "line_search_steps")
+        from_0 = name in ("seed", "env_threads", "torch_threads", "num_evaluations", "line_search_steps", "hidden_size")
         lowest = -99 if name.startswith("log_std") else 1 if type(value) is int and not from_0 else 0
         amount = type(value) is float or name in ("seed", "total_timesteps", "learning_starts")
         highest = 1 if name in ("gamma", "gae_lambda", "tau") else 2**53 if amount else 2**20
@@ -773,7 +769,7 @@ def evaluate(
     while running.any():
         if frames is not None and totals["length"].max() % every == 0:
             frames.append(envs.render(env_ids=range(running.size)))
-        rows = torch.as_tensor(obs.reshape(*shape, -1), dtype=torch.float32, device=agent.device)
+        rows = torch.as_tensor(obs.reshape(*shape, -1), dtype=torch.float32, device=next(agent.parameters()).device)
         actions = agent.deterministic_action(rows).nan_to_num().cpu().numpy()  # a NaN would spoil the pool
         actions = actions.reshape(-1, *envs.single_action_space.shape).astype(envs.single_action_space.dtype)
         obs, rewards, terminated, truncated, info = envs.step(actions)
@@ -845,8 +841,9 @@ def capture(function: Callable[[], None], state: dict[str, Tensor], args: Args, 
     torch.cuda.current_stream(device).wait_stream(stream)
     restore(state, saved)
     torch.cuda.set_rng_state(generator, device)
+    gc.collect()  # graphs of an earlier run must not be destroyed in the middle of this recording
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         function()
     return graph.replay
 

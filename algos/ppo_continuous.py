@@ -7,15 +7,20 @@
 The idea: collect a batch with the current policy, then climb the same batch for several epochs, while a clipped (or
 KL-penalised) importance ratio keeps the new policy near the one that acted.
 
-    E_pi[ A ] = E_old[ ratio * A ],  ratio = pi(a|s) / pi_old(a|s)           importance sampling, of actions; its
-                                                                             variance grows as pi leaves pi_old
+    J = E[ sum_t gamma^t r_t ]                                               objective
+    E_pi[ A ] = E_old[ ratio * A ],  ratio = pi(a|s) / pi_old(a|s)           importance sampling
     L_clip = E[ min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A) ]          eq. 7, policy_loss_clip
     L_kl = E[ ratio * A ] - kl_coef * E[ KL(pi_old, pi) ]                    eq. 8, policy_loss_kl (--kl-coef)
+    kl_coef doubles where KL > 1.5 * target_kl, halves where KL < target_kl / 1.5      section 4, adapt_kl_coef
     A_t = sum_l (gamma * lambda)^l delta_{t+l}                               eq. 11, compute_gae
     delta_t = r_t + gamma * (1 - terminated_t) * V(s_{t+1}) - V(s_t)         eq. 12
 
+Importance sampling corrects the actions only, and its variance grows as pi leaves pi_old; states are still those of
+pi_old. Hence the clipping, or the penalty.
+
     python algos/ppo_continuous.py --env-id Walker2d-v4
     python algos/ppo_continuous.py --env-id Walker2d-v4 --num-seeds 5                      # five agents, one process
+    python algos/ppo_continuous.py --env-id Walker2d-v4 --kl-coef 1                        # the penalty, not the clip
     python algos/ppo_continuous.py --env-id Walker2d-v4 --env-kwargs forward_reward_weight -1        # walk backwards
     torchrun --nproc-per-node 2 algos/ppo_continuous.py --env-id Walker2d-v4       # data-parallel: see detail 9
 
@@ -26,28 +31,30 @@ Details that matter:
     episode. That row is no transition: `valid` masks it out of every loss and statistic.
  3. obs[t + 1] is the true next observation of every valid row, the last of an episode included. So truncation
     bootstraps from V(obs[t + 1]); termination does not; the trace of GAE is cut at both.
- 4. Observations and rewards are normalised by running statistics, and clipped at 10 deviations. The statistics stand
-    still during an iteration: the ratio of the first minibatch is 1. Evaluation uses the same, frozen, and the return
-    as the task gives it.
+ 4. Observations are centred and divided by their running deviation, which takes in a batch only after its update: the
+    ratio of the first minibatch is 1. Rewards are not centred, but divided by the running deviation of an episode's
+    discounted sum of rewards so far, this batch included. Both are clipped to +-10. Evaluation uses the same statistics
+    of observations, frozen, and the return as the task gives it.
  5. The policy's unit is half the action range. Actions are scaled and clipped to the task's bounds where they leave for
     the simulator, while the log-probability is that of the action before clipping.
  6. Advantages are normalised once per iteration over the seed's whole batch, reset rows left out.
  7. Orthogonal initialisation (gain sqrt 2, the policy's last layer 0.01), Adam with epsilon 1e-5, learning rate
     annealed linearly to 0, gradient norm clipped.
  8. The standard deviation sigma is the same in every state, and not learned: its logarithm falls linearly, as in the
-    paper's Roboschool runs (table 4). With --no-anneal-log-std it is learned, above a floor. Where a task is all but
-    solved, advantages are mostly the critic's error, and the gradient of the mean grows like 1 / sigma: without a floor
-    such noise undoes a perfect policy.
+    paper's Roboschool runs (table 4, from -0.7). With --no-anneal-log-std it is learned, as on the paper's MuJoCo
+    tasks, but above a floor. Where a task is all but solved, advantages are mostly the critic's error, and the gradient
+    of the mean grows like 1 / sigma: without a floor such noise undoes a perfect policy.
  9. Under torchrun every rank steps num_envs environments of its own per seed, and every update is that of the union of
     their rows: what is summed over rows is summed over ranks. So the ranks' agents stay bit-identical, and their steps
     count together: global_step grows by num_envs * num_steps * ranks per iteration. Rank 0 evaluates and writes; the
     episodic return and length that it logs are those of its own environments.
-Deviations from the paper: 4, 6, 7, and the optional clipping of the value.
+Deviations from the paper: 4, 5, 6, 7, 8, and the optional clipping of the value.
 """
 
 import contextlib
 import ctypes
 import difflib
+import gc
 import glob
 import itertools
 import json
@@ -82,6 +89,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 warnings.filterwarnings("ignore", message=".*precision lowered by casting", module="gymnasium")
+warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
 
 
 @dataclass
@@ -116,7 +124,7 @@ class Args:
     vf_coef: float = 0.25  # weight of the value loss
     ent_coef: float = 0.0  # weight of the entropy bonus
     max_grad_norm: float = 0.5  # norm to which each seed's gradient is clipped
-    hidden_size: int = 64  # units in each of the two hidden layers
+    hidden_size: int = 64  # units in each of the two hidden layers; with 0 there are none, and all is linear
     log_std_init: float = -1.0  # logarithm of the first standard deviation, in units of half the action range
     log_std_min: float = -1.6  # floor of that logarithm
     anneal_log_std: bool = True  # let it fall linearly from the one to the other, instead of learning it
@@ -139,11 +147,11 @@ class Args:
     def __post_init__(self) -> None:
         check_ranges(self)
         if self.batch_size % self.num_minibatches:
-            refuse(
-                f"{self.batch_size} rows (num_envs * num_steps) do not divide into {self.num_minibatches} minibatches"
-            )
+            refuse(f"num_envs * num_steps = {self.batch_size} does not divide into {self.num_minibatches} minibatches")
         if self.anneal_log_std and self.ent_coef:
             refuse("an entropy bonus (ent_coef) wants a standard deviation that is learned: add --no-anneal-log-std")
+        if self.world_size > 1 and ":" in self.device:
+            refuse(f"under torchrun each rank takes a GPU of its own: --device cuda, not {self.device}")
 
     @property
     def batch_size(self) -> int:
@@ -185,7 +193,8 @@ class Linear(nn.Module):
 def mlp(
     sizes: list[int], activation: Callable[[], nn.Module], last_gain: float, generators: list[torch.Generator]
 ) -> nn.Sequential:
-    """Layers of these sizes, the last one linear, for all seeds."""
+    """Layers of these sizes, the last one linear, for all seeds; hidden layers of size 0 are left out."""
+    sizes = [size for size in sizes if size]
     layers: list[nn.Module] = []
     for in_features, out_features in itertools.pairwise(sizes[:-1]):
         layers += [Linear(in_features, out_features, 2**0.5, generators), activation()]
@@ -213,10 +222,6 @@ class Agent(nn.Module):
         self.register_buffer("action_high", high, persistent=False)
         self.register_buffer("action_scale", torch.where(bounded, (high - low) / 2, 1.0), persistent=False)
         self.register_buffer("action_bias", torch.where(bounded, (high + low) / 2, 0.0), persistent=False)
-
-    @property
-    def device(self) -> torch.device:
-        return self.log_std.device
 
     def normalize(self, obs: Tensor) -> Tensor:
         return ((obs - self.obs_stats.mean) * (self.obs_stats.var + 1e-8).rsqrt()).clamp(-10, 10)
@@ -339,7 +344,7 @@ def policy_loss_kl(ratio: Tensor, advantages: Tensor, valid: Tensor, kl: Tensor,
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, valid: Tensor, clip_coef: float | None) -> Tensor:
-    """Half the mean squared error, per seed; with `clip_coef` the worse of that and of the value moved that far."""
+    """Half the mean squared error, per seed; with `clip_coef` the larger of that and of V kept near its old value."""
     error = (values - returns).square()
     if clip_coef is not None:
         clipped = old_values + (values - old_values).clamp(-clip_coef, clip_coef)
@@ -388,7 +393,7 @@ def compute_batch(agent: Agent, rollout: dict[str, Tensor], carry: Tensor, args:
     if args.norm_adv:
         centred = batch["advantages"] - masked_mean(batch["advantages"], valid)[:, None]
         batch["advantages"] = centred / (masked_var(centred, valid).sqrt()[:, None] + 1e-8)
-    # The losses mask reset rows, but in their gradients what is not finite would outlive a factor of 0.
+    # Losses mask reset rows. They are set to 0 here as well, because in a gradient 0 * inf is NaN.
     batch = {name: torch.where(valid.view(valid.shape + (1,) * (x.dim() - 2)), x, 0) for name, x in batch.items()}
     return batch | {"valid": valid}
 
@@ -438,7 +443,8 @@ def finish_iteration(
     if args.kl_coef is not None:
         kl_coef.copy_(adapt_kl_coef(kl_coef, kl, args.target_kl))
     agent.obs_stats.update(seeds_first(rollout["obs"][:-1]), valid)
-    explained = 1 - masked_var(batch["returns"] - batch["old_values"], valid) / masked_var(batch["returns"], valid)
+    error = batch["returns"] - batch["old_values"]
+    explained = 1 - masked_var(error, valid) / masked_var(batch["returns"], valid).clamp(min=1e-8)
     return {"approx_kl": kl, "explained_variance": explained}
 
 
@@ -480,7 +486,7 @@ def train(args: Args) -> list[Path]:
     kl_coef = torch.full((S,), args.kl_coef or 0.0, device=device)
     state = agent.state_dict() | optimizer_state(optimizer, "adam") | {"kl_coef": kl_coef}  # all that training changes
     if saved:
-        restore(state, saved["state"])
+        restore(state, saved.pop("state"))
     failed = diverged(agent)
     log = RunLog(args, device, folders or claim_folders(args), saved) if rank == 0 else None
 
@@ -490,7 +496,7 @@ def train(args: Args) -> list[Path]:
     for name in ("terminated", "done", "valid"):
         collected[name] = torch.zeros(T, S, N, dtype=torch.bool, pin_memory=on_cuda)
     data = {name: tensor.numpy() for name, tensor in collected.items()}  # the same memory, as the simulator sees it
-    rollout = {name: tensor.to(device) for name, tensor in collected.items()}  # and the same again, on a CPU
+    rollout = {name: tensor.to(device) for name, tensor in collected.items()}  # on a CPU the same memory once more
     obs_in, action_out, env_action_out = (
         torch.zeros(*shapes[name][1:], pin_memory=on_cuda) for name in ("obs", "actions", "actions")
     )
@@ -618,7 +624,7 @@ def first_line(error: BaseException) -> str:
 def check_ranges(args: "Args") -> None:
     """Refuse what no training can use: sizes below 1, negative or infinite coefficients, NaN."""
     for name, value in vars(args).items():
-        from_0 = name in ("seed", "env_threads", "torch_threads", "num_evaluations", "line_search_steps")
+        from_0 = name in ("seed", "env_threads", "torch_threads", "num_evaluations", "line_search_steps", "hidden_size")
         lowest = -99 if name.startswith("log_std") else 1 if type(value) is int and not from_0 else 0
         amount = type(value) is float or name in ("seed", "total_timesteps", "learning_starts")
         highest = 1 if name in ("gamma", "gae_lambda", "tau") else 2**53 if amount else 2**20
@@ -961,7 +967,7 @@ def evaluate(
     while running.any():
         if frames is not None and totals["length"].max() % every == 0:
             frames.append(envs.render(env_ids=range(running.size)))
-        rows = torch.as_tensor(obs.reshape(*shape, -1), dtype=torch.float32, device=agent.device)
+        rows = torch.as_tensor(obs.reshape(*shape, -1), dtype=torch.float32, device=next(agent.parameters()).device)
         actions = agent.deterministic_action(rows).nan_to_num().cpu().numpy()  # a NaN would spoil the pool
         actions = actions.reshape(-1, *envs.single_action_space.shape).astype(envs.single_action_space.dtype)
         obs, rewards, terminated, truncated, info = envs.step(actions)
@@ -1033,8 +1039,9 @@ def capture(function: Callable[[], None], state: dict[str, Tensor], args: Args, 
     torch.cuda.current_stream(device).wait_stream(stream)
     restore(state, saved)
     torch.cuda.set_rng_state(generator, device)
+    gc.collect()  # graphs of an earlier run must not be destroyed in the middle of this recording
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         function()
     return graph.replay
 

@@ -5,7 +5,7 @@
 """REINFORCE: the policy gradient by Monte Carlo (Williams, 1992, doi:10.1007/BF00992696).
 
 The idea: act, see what comes of it, and make the actions that were followed by much reward more likely. The gradient
-of an expected return needs no model of the task: that of a probability is the probability times that of its log.
+of an expected return needs no model of the task, because grad pi = pi * grad log pi.
 
     J = E[ R(tau) ],  R(tau) = sum_t gamma^t r_t                             objective
     grad J = E[ sum_t grad log pi(a_t|s_t) R(tau) ]                          log-derivative trick, --no-reward-to-go
@@ -13,21 +13,24 @@ of an expected return needs no model of the task: that of a probability is the p
            = E_{s, a ~ d}[ grad log pi(a|s) (Q(s, a) - b(s)) ] / (1 - gamma)           d: discounted visits
     G_t = r_t + gamma * G_{t+1}                                              reward_to_go, in linear time, backwards
     E[ grad log pi(a|s) b(s) ] = b(s) grad sum_a pi(a|s) = b(s) grad 1 = 0   so a baseline b moves the variance only
+    b <- 0.9 * b + 0.1 * mean of G_t,  or b = V(s), by least squares         --baseline mean, value
 
     python algos/reinforce.py --env-id CartPole-v1                                         # b = V(s), learned
     python algos/reinforce.py --env-id CartPole-v1 --baseline mean                         # b = a moving average
     python algos/reinforce.py --env-id CartPole-v1 --baseline none --no-reward-to-go       # R(tau), no baseline
+    python algos/reinforce.py --env-id CartPole-v1 --hidden-size 0                         # a linear policy
 
 Baselines, and the bias of each:
     none, mean   Whole episodes: every environment starts anew, contributes its first episode of the batch and nothing
                  after it, for a second one would favour short ones. Nothing is bootstrapped. The average is older than
                  the batch; its own batch's would depend on the actions that it judges. Before its norm is clipped, the
                  gradient has no bias but that of detail 1, and what detail 6 does to rewards: their scale has seen the
-                 batch, and they are clipped. Its variance is the price: H steps times a return of H rewards, squared,
-                 can grow like H^3.
+                 batch, and they are clipped. Its variance is the price: H uncorrelated terms, each with a return of up
+                 to H rewards, squared, can grow like H * H^2 = H^3.
     value        Environments go on from batch to batch. What lies behind the end of a batch, and behind a time limit,
-                 is replaced by V, whose error is the bias. This is `a2c.py --gae-lambda 1 --bounds-loss-coef 0` with
-                 rarer, larger batches, which Sutton and Barto (2018, chapter 13) would call actor-critic.
+                 is replaced by V, whose error is the bias. But for detail 8 and Adam's epsilon this is `a2c.py
+                 --gae-lambda 1 --bounds-loss-coef 0` with rarer, larger batches, which Sutton and Barto (2018, chapter
+                 13) would call actor-critic.
 
 Details that matter:
  1. The theorem weights step t by gamma^t, or draws states from d: play on with probability gamma, else stop, and take
@@ -37,11 +40,14 @@ Details that matter:
     summed over seeds; norms and statistics are per seed, so that nothing leaks.
  3. Next-step auto-reset: the step after `done` ignores its action and returns the first observation of the new
     episode. That row is no transition: `valid` masks it out of every loss and statistic.
- 4. obs[t + 1] is the true next observation of every valid row, the last of an episode included. So truncation
-    bootstraps from V(obs[t + 1]); termination does not.
- 5. A policy is a softmax over actions or a normal, whichever the task takes; the algorithm does not change.
- 6. Observations and rewards are normalised by running statistics that stand still during an iteration, and clipped at
-    10 deviations. Evaluation uses the same statistics, frozen, and the return as the task gives it.
+ 4. obs[t + 1] is the true next observation of every valid row, the last of an episode included. So with a learned V
+    truncation bootstraps from V(obs[t + 1]); termination does not. With none or mean, truncation is an end as well.
+ 5. A policy is a softmax over actions or a normal, whichever the task takes, of a network or (--hidden-size 0) linear;
+    the algorithm does not change.
+ 6. Observations are centred and divided by their running deviation, which takes in a batch only after its update.
+    Rewards are not centred, but divided by the running deviation of an episode's discounted sum of rewards so far, this
+    batch included. Both are clipped to +-10. Evaluation uses the same statistics of observations, frozen, and the
+    return as the task gives it.
  7. The unit of a normal policy is half the action range. Actions are scaled and clipped to the task's bounds where they
     leave for the simulator, while the log-probability is that of the action before clipping.
  8. The sum over a batch is divided by a constant, not by the number of its steps, which depends on the actions.
@@ -52,6 +58,7 @@ Deviations from the paper: 6, 9, Adam, a clipped gradient norm, two hidden layer
 import contextlib
 import ctypes
 import difflib
+import gc
 import glob
 import itertools
 import json
@@ -84,6 +91,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 warnings.filterwarnings("ignore", message=".*precision lowered by casting", module="gymnasium")
+warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
 
 
 @dataclass
@@ -114,7 +122,7 @@ class Args:
     vf_coef: float = 0.5  # weight of the value loss
     ent_coef: float = 0.0  # weight of the entropy bonus
     max_grad_norm: float = 0.5  # norm to which each seed's gradient is clipped
-    hidden_size: int = 64  # units in each of the two hidden layers
+    hidden_size: int = 64  # units in each of the two hidden layers; with 0 there are none, and all is linear
     log_std_init: float = -0.5  # logarithm of the first standard deviation, in units of half the action range
     log_std_min: float = -1.5  # floor of that logarithm
 
@@ -150,7 +158,7 @@ class Args:
 
     @property
     def trained_timesteps(self) -> int:
-        """A last partial rollout is not run. Whole episodes end sooner, where another longest batch might not fit."""
+        """A last partial rollout is not run. Whole episodes stop where a longest batch might not fit any more."""
         return self.total_timesteps // self.batch_size * self.batch_size
 
 
@@ -174,7 +182,8 @@ class Linear(nn.Module):
 def mlp(
     sizes: list[int], activation: Callable[[], nn.Module], last_gain: float, generators: list[torch.Generator]
 ) -> nn.Sequential:
-    """Layers of these sizes, the last one linear, for all seeds."""
+    """Layers of these sizes, the last one linear, for all seeds; hidden layers of size 0 are left out."""
+    sizes = [size for size in sizes if size]
     layers: list[nn.Module] = []
     for in_features, out_features in itertools.pairwise(sizes[:-1]):
         layers += [Linear(in_features, out_features, 2**0.5, generators), activation()]
@@ -187,11 +196,8 @@ class Agent(nn.Module):
 
     def __init__(self, obs_space: gymnasium.spaces.Box, action_space: gymnasium.Space, args: Args) -> None:
         super().__init__()
-        S, self.obs_dim, self.action_dim = (
-            args.num_seeds,
-            int(np.prod(obs_space.shape)),
-            int(np.prod(action_space.shape)),
-        )
+        S = args.num_seeds
+        self.obs_dim, self.action_dim = int(np.prod(obs_space.shape)), int(np.prod(action_space.shape))
         self.discrete = isinstance(action_space, gymnasium.spaces.Discrete)
         outputs = int(action_space.n) if self.discrete else self.action_dim
         generators = [torch.Generator().manual_seed(args.seed + k) for k in range(S)]
@@ -209,10 +215,6 @@ class Agent(nn.Module):
         self.register_buffer("action_high", high, persistent=False)
         self.register_buffer("action_scale", torch.where(bounded, (high - low) / 2, 1.0), persistent=False)
         self.register_buffer("action_bias", torch.where(bounded, (high + low) / 2, 0.0), persistent=False)
-
-    @property
-    def device(self) -> torch.device:
-        return self.obs_stats.mean.device
 
     def normalize(self, obs: Tensor) -> Tensor:
         return ((obs - self.obs_stats.mean) * (self.obs_stats.var + 1e-8).rsqrt()).clamp(-10, 10)
@@ -370,7 +372,7 @@ def compute_targets(
         weights = weights * args.gamma ** rollout["age"]
     batch = {"obs": obs[:, : -args.num_envs], "actions": seeds_first(rollout["actions"])}
     batch |= {"weights": seeds_first(weights), "returns": seeds_first(returns)}
-    # The losses mask reset rows, but in their gradients what is not finite would outlive a factor of 0.
+    # Losses mask reset rows. They are set to 0 here as well, because in a gradient 0 * inf is NaN.
     batch = {name: torch.where(valid.view(valid.shape + (1,) * (x.dim() - 2)), x, 0) for name, x in batch.items()}
     return batch | {"valid": valid}
 
@@ -385,12 +387,7 @@ def policy_loss(log_probs: Tensor, weights: Tensor, valid: Tensor) -> Tensor:
 
 
 def update(
-    agent: Agent,
-    optimizer: torch.optim.Optimizer,
-    rollout: dict[str, Tensor],
-    carry: Tensor,
-    average: Tensor,
-    args: Args,
+    agent: Agent, optimizer: torch.optim.Adam, rollout: dict[str, Tensor], carry: Tensor, average: Tensor, args: Args
 ) -> dict[str, Tensor]:
     """One gradient step on the whole rollout of every seed. Returns LOSSES, [S] each."""
     batch = compute_targets(agent, rollout, carry, average, args)
@@ -435,7 +432,7 @@ def train(args: Args) -> list[Path]:
     average = torch.zeros(S, 2, device=device)  # moving averages of the returns and of 1
     state = agent.state_dict() | optimizer_state(optimizer, "adam") | {"average": average}  # all that training changes
     if saved:
-        restore(state, saved["state"])
+        restore(state, saved.pop("state"))
     failed = diverged(agent)
     log = RunLog(args, device, folders or claim_folders(args), saved)
 
@@ -446,7 +443,7 @@ def train(args: Args) -> list[Path]:
     for name in ("terminated", "done", "valid"):
         collected[name] = torch.zeros(T, S, N, dtype=torch.bool, pin_memory=on_cuda)
     data = {name: tensor.numpy() for name, tensor in collected.items()}  # the same memory, as the simulator sees it
-    rollout = {name: tensor.to(device) for name, tensor in collected.items()}  # and the same again, on a CPU
+    rollout = {name: tensor.to(device) for name, tensor in collected.items()}  # on a CPU the same memory once more
     obs_in, action_out, env_action_out = (
         torch.zeros(*shapes[name][1:], pin_memory=on_cuda) for name in ("obs", "actions", "actions")
     )
@@ -558,7 +555,7 @@ def first_line(error: BaseException) -> str:
 def check_ranges(args: "Args") -> None:
     """Refuse what no training can use: sizes below 1, negative or infinite coefficients, NaN."""
     for name, value in vars(args).items():
-        from_0 = name in ("seed", "env_threads", "torch_threads", "num_evaluations", "line_search_steps")
+        from_0 = name in ("seed", "env_threads", "torch_threads", "num_evaluations", "line_search_steps", "hidden_size")
         lowest = -99 if name.startswith("log_std") else 1 if type(value) is int and not from_0 else 0
         amount = type(value) is float or name in ("seed", "total_timesteps", "learning_starts")
         highest = 1 if name in ("gamma", "gae_lambda", "tau") else 2**53 if amount else 2**20
@@ -901,7 +898,7 @@ def evaluate(
     while running.any():
         if frames is not None and totals["length"].max() % every == 0:
             frames.append(envs.render(env_ids=range(running.size)))
-        rows = torch.as_tensor(obs.reshape(*shape, -1), dtype=torch.float32, device=agent.device)
+        rows = torch.as_tensor(obs.reshape(*shape, -1), dtype=torch.float32, device=next(agent.parameters()).device)
         actions = agent.deterministic_action(rows).nan_to_num().cpu().numpy()  # a NaN would spoil the pool
         actions = actions.reshape(-1, *envs.single_action_space.shape).astype(envs.single_action_space.dtype)
         obs, rewards, terminated, truncated, info = envs.step(actions)
@@ -973,8 +970,9 @@ def capture(function: Callable[[], None], state: dict[str, Tensor], args: Args, 
     torch.cuda.current_stream(device).wait_stream(stream)
     restore(state, saved)
     torch.cuda.set_rng_state(generator, device)
+    gc.collect()  # graphs of an earlier run must not be destroyed in the middle of this recording
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         function()
     return graph.replay
 

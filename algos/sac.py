@@ -14,7 +14,7 @@ replay of all that was ever seen makes each step count many times.
     actor: min E[ alpha * log pi(a|s) - min_j Q_j(s, a) ]                    eq. 9, update
     a = scale * tanh(mu(s) + sigma(s) * xi) + bias                           Agent.sample, squashed_log_prob
     alpha: min E[ -alpha * (log pi(a|s) + target_entropy) ]                  eq. 18, alpha_loss
-    Q_target <- (1 - tau) * Q_target + tau * Q                               Polyak averaging
+    Q_target <- (1 - tau) * Q_target + tau * Q                               Polyak averaging, from equal weights on
 
     python algos/sac.py --env-id HalfCheetah-v4
     python algos/sac.py --env-id Walker2d-v4 --num-seeds 3                                 # three agents, one process
@@ -42,6 +42,7 @@ orthogonal initialisation, a learning rate of 1e-3 (3e-4), log sigma squashed in
 import contextlib
 import ctypes
 import difflib
+import gc
 import glob
 import itertools
 import json
@@ -74,6 +75,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 warnings.filterwarnings("ignore", message=".*precision lowered by casting", module="gymnasium")
+warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
 
 
 @dataclass
@@ -101,7 +103,7 @@ class Args:
     gamma: float = 0.99  # discount factor
     tau: float = 0.005  # weight of the new networks in the running average of the targets
     alpha: float | None = None  # a fixed weight of the entropy; without it, learned
-    hidden_size: int = 256  # units in each of the two hidden layers
+    hidden_size: int = 256  # units in each of the two hidden layers; with 0 there are none, and all is linear
     save_replay: bool = False  # checkpoint the replay as well, all buffer_size rows; else resuming refills it first
 
     # Speed
@@ -153,7 +155,8 @@ class Linear(nn.Module):
 def mlp(
     sizes: list[int], activation: Callable[[], nn.Module], last_gain: float, generators: list[torch.Generator]
 ) -> nn.Sequential:
-    """Layers of these sizes, the last one linear, for all seeds."""
+    """Layers of these sizes, the last one linear, for all seeds; hidden layers of size 0 are left out."""
+    sizes = [size for size in sizes if size]
     layers: list[nn.Module] = []
     for in_features, out_features in itertools.pairwise(sizes[:-1]):
         layers += [Linear(in_features, out_features, 2**0.5, generators), activation()]
@@ -177,10 +180,6 @@ class Agent(nn.Module):
         self.register_buffer("action_scale", (high - low) / 2, persistent=False)
         self.register_buffer("action_bias", (high + low) / 2, persistent=False)
         self.register_buffer("target_entropy", (self.action_scale.log() - 1).sum(), persistent=False)
-
-    @property
-    def device(self) -> torch.device:
-        return self.action_scale.device
 
     def random_action(self, obs: Tensor) -> Tensor:
         """Uniform within the bounds, [S, B, A]."""
@@ -214,7 +213,7 @@ def make_critics(agent: Agent, args: Args) -> nn.Sequential:
     generators = [torch.Generator().manual_seed(args.seed + k) for k in range(args.num_seeds)]
     sizes = [agent.obs_dim + agent.action_dim, args.hidden_size, args.hidden_size, 1]
     members = [generator for generator in generators for _ in range(2)]
-    return mlp(sizes, lambda: nn.ReLU(inplace=True), 1.0, members).to(agent.device)
+    return mlp(sizes, lambda: nn.ReLU(inplace=True), 1.0, members).to(agent.action_scale.device)
 
 
 class Replay:
@@ -327,7 +326,7 @@ def train(args: Args) -> list[Path]:
     check_spaces(envs, args, gymnasium.spaces.Box)
     action_shape = envs.single_action_space.shape
     agent = Agent(envs.single_observation_space, envs.single_action_space, args).to(device)
-    critics, targets = make_critics(agent, args), make_critics(agent, args).requires_grad_(False)
+    critics, targets = make_critics(agent, args), make_critics(agent, args).requires_grad_(False)  # equal at first
     first_alpha = 1.0 if args.alpha is None else max(args.alpha, 1e-30)  # 0 has no logarithm
     log_alpha = nn.Parameter(torch.full((S, 1), float(np.log(first_alpha)), device=device))
     adam = {"lr": args.learning_rate, "fused": True, "capturable": on_cuda}
@@ -337,13 +336,11 @@ def train(args: Args) -> list[Path]:
     state |= critics.state_dict(prefix="critics.") | targets.state_dict(prefix="targets.")
     state |= optimizer_state(actor_optimizer, "actor_adam") | optimizer_state(critic_optimizer, "critic_adam")
     replay = Replay(S, args.buffer_size, agent.obs_dim, agent.action_dim, device)
-    stored = {"replay.rows": replay.rows, "replay.count": replay.count}
     touched = state | {"replay.count": replay.count}  # not the rows: graphs are recorded with no valid one to store
     if args.save_replay:
-        state |= stored
-        start = 0
+        state, start = touched | {"replay.rows": replay.rows}, 0
     if saved:
-        restore(state, saved["state"])
+        restore(state, saved.pop("state"))
         if start and step < last:
             print(f"without --save-replay, {args.learning_starts} steps refill the replay before learning goes on")
     # After a resumption the policy refills the replay or, if it has never been updated, random actions do
@@ -359,7 +356,7 @@ def train(args: Args) -> list[Path]:
     rows = row_in.numpy()  # the same memory, as the simulator sees it
     losses = {name: torch.zeros(S, device=device) for name in LOSSES}  # sums since the last report
     gradient_step = torch.compile(update) if args.compile else update
-    block = max(1, int(args.utd_ratio * N))  # updates per graph
+    block = max(1, min(int(args.utd_ratio * N), 64))  # updates per graph
 
     @torch.no_grad()
     def act() -> None:
@@ -387,14 +384,14 @@ def train(args: Args) -> list[Path]:
     saved_at = time.perf_counter()
     with catch_signals() as signals:
         while step < last and len(failed) < S:
-            # Act; while the simulator runs, a GPU learns
+            # Act
             obs_in.copy_(torch.from_numpy(next_obs))
             act_randomly() if step < random_until else act()
             if on_cuda:
                 torch.cuda.current_stream(device).synchronize()
             env_actions = np.nan_to_num(action_out.numpy())  # a NaN would stay in the simulator for good
 
-            # Learn, utd_ratio updates per step
+            # Learn, utd_ratio updates per step; a GPU goes on with it while the simulator steps
             if step - start >= args.learning_starts:
                 owed += args.utd_ratio * N
                 while owed >= block:
@@ -464,7 +461,7 @@ def first_line(error: BaseException) -> str:
 def check_ranges(args: "Args") -> None:
     """Refuse what no training can use: sizes below 1, negative or infinite coefficients, NaN."""
     for name, value in vars(args).items():
-        from_0 = name in ("seed", "env_threads", "torch_threads", "num_evaluations", "line_search_steps")
+        from_0 = name in ("seed", "env_threads", "torch_threads", "num_evaluations", "line_search_steps", "hidden_size")
         lowest = -99 if name.startswith("log_std") else 1 if type(value) is int and not from_0 else 0
         amount = type(value) is float or name in ("seed", "total_timesteps", "learning_starts")
         highest = 1 if name in ("gamma", "gae_lambda", "tau") else 2**53 if amount else 2**20
@@ -807,7 +804,7 @@ def evaluate(
     while running.any():
         if frames is not None and totals["length"].max() % every == 0:
             frames.append(envs.render(env_ids=range(running.size)))
-        rows = torch.as_tensor(obs.reshape(*shape, -1), dtype=torch.float32, device=agent.device)
+        rows = torch.as_tensor(obs.reshape(*shape, -1), dtype=torch.float32, device=next(agent.parameters()).device)
         actions = agent.deterministic_action(rows).nan_to_num().cpu().numpy()  # a NaN would spoil the pool
         actions = actions.reshape(-1, *envs.single_action_space.shape).astype(envs.single_action_space.dtype)
         obs, rewards, terminated, truncated, info = envs.step(actions)
@@ -879,8 +876,9 @@ def capture(function: Callable[[], None], state: dict[str, Tensor], args: Args, 
     torch.cuda.current_stream(device).wait_stream(stream)
     restore(state, saved)
     torch.cuda.set_rng_state(generator, device)
+    gc.collect()  # graphs of an earlier run must not be destroyed in the middle of this recording
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         function()
     return graph.replay
 

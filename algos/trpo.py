@@ -7,17 +7,21 @@
 The idea: what matters about a step is how far it moves the policy, not how far it moves the parameters. So measure the
 step by KL divergence, go in the direction that gains most per unit of it, and no further than a batch can vouch for.
 
-    max_theta  L(theta) = E_old[ ratio * A ],  ratio = pi(a|s) / pi_old(a|s)           eq. 14, importance sampling:
-    E_pi[ A ] = E_old[ ratio * A ]  for actions; its variance grows with the distance of pi from pi_old
-    such that  E[ KL(pi_old, pi) ] <= delta                                  the trust region (--target-kl)
+    J = E[ sum_t gamma^t r_t ]                                               objective
+    max_theta  L(theta) = E_old[ ratio * A ],  ratio = pi(a|s) / pi_old(a|s)           eq. 14, importance sampling
+    such that  E[ KL(pi_old, pi) ] <= target_kl                              the trust region
     g = grad L,  F = Hessian of the mean KL = Fisher matrix                  both at theta_old
-    theta = theta_old + sqrt(2 * delta / x^T F x) * x,  x = F^-1 g           natural gradient, scaled to the region
+    x = F^-1 g,  x^T F x = g^T F^-1 g                                        natural gradient
+    theta = theta_old + sqrt(2 * target_kl / x^T F x) * x                    scaled to the region
     F x = g is solved by conjugate gradient from products F v alone          appendix C, conjugate_gradient
     F v = grad( (grad KL)^T v ) = J^T M J v                                  fisher_product: J = d outputs / d theta,
                                                                              M = Hessian of the KL by the outputs
-    then backtrack until L has improved and the KL is within delta           line_search
+    then backtrack until L has improved and the KL is within target_kl       line_search
     A_t = sum_l (gamma * lambda)^l delta_{t+l}                               compute_gae
     delta_t = r_t + gamma * (1 - terminated_t) * V(s_{t+1}) - V(s_t)         TD error
+
+Importance sampling corrects the actions only, and its variance grows as pi leaves pi_old; states are still those of
+pi_old. So L tells the truth only near it: hence the region.
 
     python algos/trpo.py --env-id Walker2d-v4
     python algos/trpo.py --env-id CartPole-v1 --num-seeds 5                                # actions to choose from
@@ -31,13 +35,15 @@ Details that matter:
  3. obs[t + 1] is the true next observation of every valid row, the last of an episode included. So truncation
     bootstraps from V(obs[t + 1]); termination does not; the trace of GAE is cut at both.
  4. The number of conjugate gradient iterations is fixed and a division by 0 gives 0: once it has converged it stands
-    still. F is damped, in x^T F x too, so that directions that hardly move the policy do not get an endless step: the
-    whole step's KL is a little less than delta.
- 5. The longest good candidate of the line search is taken; where none is good, the parameters stay exactly as they were
-    (losses/accepted is 0). On CUDA all candidates are further members of the seed axis, judged by one forward pass; on
-    a CPU they are judged one by one, since one of the first few is nearly always good.
- 6. Observations and rewards are normalised by running statistics that stand still during an iteration, and clipped at
-    10 deviations. Evaluation uses the same statistics, frozen, and the return as the task gives it.
+    still. cg_damping * I is added to F, or directions that hardly change the policy would get huge steps. It counts in
+    x^T F x too, so the whole step's KL is some 0.6 to 0.9 of target_kl on MuJoCo tasks.
+ 5. So the line search is a safeguard, and seldom shortens a step (losses/step_length stays 1). The longest good
+    candidate is taken; where none is good, the parameters stay exactly as they were (losses/accepted is 0). On CUDA all
+    candidates are further members of the seed axis, judged by one forward pass; on a CPU they are judged one by one.
+ 6. Observations are centred and divided by their running deviation, which takes in a batch only after its update.
+    Rewards are not centred, but divided by the running deviation of an episode's discounted sum of rewards so far, this
+    batch included. Both are clipped to +-10. Evaluation uses the same statistics of observations, frozen, and the
+    return as the task gives it.
  7. A policy is a softmax over actions or a normal, whichever the task takes. The unit of a normal is half the action
     range; actions are scaled and clipped to the task's bounds where they leave for the simulator, while the
     log-probability is that of the action before clipping. Its standard deviation sigma has a floor: the gradient of the
@@ -50,6 +56,7 @@ of Adam.
 import contextlib
 import ctypes
 import difflib
+import gc
 import glob
 import itertools
 import json
@@ -82,6 +89,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 warnings.filterwarnings("ignore", message=".*precision lowered by casting", module="gymnasium")
+warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
 
 
 @dataclass
@@ -114,7 +122,7 @@ class Args:
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     value_epochs: int = 5  # passes of the value function over the batch per iteration
     num_minibatches: int = 8  # minibatches per pass
-    hidden_size: int = 64  # units in each of the two hidden layers
+    hidden_size: int = 64  # units in each of the two hidden layers; with 0 there are none, and all is linear
     log_std_init: float = -0.5  # logarithm of the first standard deviation, in units of half the action range
     log_std_min: float = -1.5  # floor of that logarithm
 
@@ -135,9 +143,7 @@ class Args:
     def __post_init__(self) -> None:
         check_ranges(self)
         if self.batch_size % self.num_minibatches:
-            refuse(
-                f"{self.batch_size} rows (num_envs * num_steps) do not divide into {self.num_minibatches} minibatches"
-            )
+            refuse(f"num_envs * num_steps = {self.batch_size} does not divide into {self.num_minibatches} minibatches")
 
     @property
     def batch_size(self) -> int:
@@ -174,7 +180,8 @@ class Linear(nn.Module):
 def mlp(
     sizes: list[int], activation: Callable[[], nn.Module], last_gain: float, generators: list[torch.Generator]
 ) -> nn.Sequential:
-    """Layers of these sizes, the last one linear, for all seeds."""
+    """Layers of these sizes, the last one linear, for all seeds; hidden layers of size 0 are left out."""
+    sizes = [size for size in sizes if size]
     layers: list[nn.Module] = []
     for in_features, out_features in itertools.pairwise(sizes[:-1]):
         layers += [Linear(in_features, out_features, 2**0.5, generators), activation()]
@@ -187,11 +194,8 @@ class Agent(nn.Module):
 
     def __init__(self, obs_space: gymnasium.spaces.Box, action_space: gymnasium.Space, args: Args) -> None:
         super().__init__()
-        S, self.obs_dim, self.action_dim = (
-            args.num_seeds,
-            int(np.prod(obs_space.shape)),
-            int(np.prod(action_space.shape)),
-        )
+        S = args.num_seeds
+        self.obs_dim, self.action_dim = int(np.prod(obs_space.shape)), int(np.prod(action_space.shape))
         self.discrete = isinstance(action_space, gymnasium.spaces.Discrete)
         outputs = int(action_space.n) if self.discrete else self.action_dim
         generators = [torch.Generator().manual_seed(args.seed + k) for k in range(S)]
@@ -209,10 +213,6 @@ class Agent(nn.Module):
         self.register_buffer("action_high", high, persistent=False)
         self.register_buffer("action_scale", torch.where(bounded, (high - low) / 2, 1.0), persistent=False)
         self.register_buffer("action_bias", torch.where(bounded, (high + low) / 2, 0.0), persistent=False)
-
-    @property
-    def device(self) -> torch.device:
-        return self.obs_stats.mean.device
 
     def normalize(self, obs: Tensor) -> Tensor:
         return ((obs - self.obs_stats.mean) * (self.obs_stats.var + 1e-8).rsqrt()).clamp(-10, 10)
@@ -383,7 +383,7 @@ def compute_targets(agent: Agent, rollout: dict[str, Tensor], carry: Tensor, arg
     if args.norm_adv:
         centred = batch["advantages"] - masked_mean(batch["advantages"], valid)[:, None]
         batch["advantages"] = centred / (masked_var(centred, valid).sqrt()[:, None] + 1e-8)
-    # The losses mask reset rows, but in their gradients what is not finite would outlive a factor of 0.
+    # Losses mask reset rows. They are set to 0 here as well, because in a gradient 0 * inf is NaN.
     batch = {name: torch.where(valid.view(valid.shape + (1,) * (x.dim() - 2)), x, 0) for name, x in batch.items()}
     return batch | {"valid": valid}
 
@@ -496,7 +496,8 @@ def update_policy(agent: Agent, batch: dict[str, Tensor], args: Args) -> dict[st
         losses["approx_kl"] = masked_mean(kl_divergence(old_policy, policy), valid)
         losses["entropy"] = masked_mean(entropy(policy), valid)
         error = batch["returns"] - agent.critic(batch["obs"]).squeeze(-1)  # of the values that made the advantages
-        losses["explained_variance"] = 1 - masked_var(error, valid) / masked_var(batch["returns"], valid)
+        unexplained = masked_var(error, valid) / masked_var(batch["returns"], valid).clamp(min=1e-8)
+        losses["explained_variance"] = 1 - unexplained
     return losses | {"accepted": (length > 0).float(), "step_length": length}
 
 
@@ -528,7 +529,7 @@ def train(args: Args) -> list[Path]:
     optimizer = torch.optim.Adam(agent.critic.parameters(), learning_rate, fused=True, capturable=on_cuda)
     state = agent.state_dict() | optimizer_state(optimizer, "adam")  # all that training changes
     if saved:
-        restore(state, saved["state"])
+        restore(state, saved.pop("state"))
     failed = diverged(agent)
     log = RunLog(args, device, folders or claim_folders(args), saved)
 
@@ -538,7 +539,7 @@ def train(args: Args) -> list[Path]:
     for name in ("terminated", "done", "valid"):
         collected[name] = torch.zeros(T, S, N, dtype=torch.bool, pin_memory=on_cuda)
     data = {name: tensor.numpy() for name, tensor in collected.items()}  # the same memory, as the simulator sees it
-    rollout = {name: tensor.to(device) for name, tensor in collected.items()}  # and the same again, on a CPU
+    rollout = {name: tensor.to(device) for name, tensor in collected.items()}  # on a CPU the same memory once more
     obs_in, action_out, env_action_out = (
         torch.zeros(*shapes[name][1:], pin_memory=on_cuda) for name in ("obs", "actions", "actions")
     )
@@ -661,7 +662,7 @@ def first_line(error: BaseException) -> str:
 def check_ranges(args: "Args") -> None:
     """Refuse what no training can use: sizes below 1, negative or infinite coefficients, NaN."""
     for name, value in vars(args).items():
-        from_0 = name in ("seed", "env_threads", "torch_threads", "num_evaluations", "line_search_steps")
+        from_0 = name in ("seed", "env_threads", "torch_threads", "num_evaluations", "line_search_steps", "hidden_size")
         lowest = -99 if name.startswith("log_std") else 1 if type(value) is int and not from_0 else 0
         amount = type(value) is float or name in ("seed", "total_timesteps", "learning_starts")
         highest = 1 if name in ("gamma", "gae_lambda", "tau") else 2**53 if amount else 2**20
@@ -1004,7 +1005,7 @@ def evaluate(
     while running.any():
         if frames is not None and totals["length"].max() % every == 0:
             frames.append(envs.render(env_ids=range(running.size)))
-        rows = torch.as_tensor(obs.reshape(*shape, -1), dtype=torch.float32, device=agent.device)
+        rows = torch.as_tensor(obs.reshape(*shape, -1), dtype=torch.float32, device=next(agent.parameters()).device)
         actions = agent.deterministic_action(rows).nan_to_num().cpu().numpy()  # a NaN would spoil the pool
         actions = actions.reshape(-1, *envs.single_action_space.shape).astype(envs.single_action_space.dtype)
         obs, rewards, terminated, truncated, info = envs.step(actions)
@@ -1076,8 +1077,9 @@ def capture(function: Callable[[], None], state: dict[str, Tensor], args: Args, 
     torch.cuda.current_stream(device).wait_stream(stream)
     restore(state, saved)
     torch.cuda.set_rng_state(generator, device)
+    gc.collect()  # graphs of an earlier run must not be destroyed in the middle of this recording
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         function()
     return graph.replay
 

@@ -190,7 +190,7 @@ def matrix(results: dict[str, dict[str, dict]]) -> str:
         f" {sum(cell.p < 0.05 for cell in won)} of them with p < 0.05 (below)"
     )
     if lost:
-        note += f"; {len(lost)} are not, {sum(cell.p < 0.05 for cell in lost)} of them with p < 0.05:"
+        note += f"; {len(lost)} are not ({sum(cell.p < 0.05 for cell in lost)} of these with p < 0.05):"
         note += f" {', '.join(f'{cell.algo} on {cell.task}' for cell in lost)}"
     lines += ["", f"{note}."]
     if of_training := [cell for cell in compared if cell.of_training]:
@@ -491,9 +491,9 @@ def variance_text(result: dict) -> str:
     return (
         "![variance of the gradient and learning curve, by estimator](benchmarks/figures/variance.png)\n\n"
         f"Left: one half-trained policy on {result['env_id']}, {result['batches']} batches of"
-        f' {result["episodes_per_batch"]} episodes. The mean of "{last}" has a norm of'
-        f" {numbers['mean_norm']:.2g}; distances of the others from it,"
-        f" with standard errors: {', '.join(parts)}."
+        f" {result['episodes_per_batch']} episodes. All means should be the same. That of"
+        f' "{last}" has a norm of {numbers["mean_norm"]:.2g}; the others lie this far from it'
+        f" (standard error): {', '.join(parts)}."
         " Where the variance is large that proves little: the exact test does. Right: training with each, five seeds,"
         " deterministic evaluations and their interval."
     )

@@ -1,5 +1,8 @@
 """On a CUDA device: graph replays give the numbers that eager execution gives. Skipped without one."""
 
+import os
+import time
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -7,6 +10,14 @@ import torch
 from test_runs import without_clock
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+DEADLINE = time.monotonic() + float(os.environ.get("SECONDS_LIMIT", "inf"))
+
+
+@pytest.fixture(autouse=True)
+def within_the_limit():
+    """Of gpu.sh. (An interrupt would be taken by the training that runs, and end that one test alone.)"""
+    if time.monotonic() > DEADLINE:
+        pytest.exit("time is up")
 
 
 @pytest.fixture
@@ -48,9 +59,28 @@ def test_graph_equals_eager_with_other_settings(script, settings, quick):
 
 
 @pytest.mark.parametrize("script", ["ppo_continuous", "sac"], indirect=True)
-def test_compiled_steps_can_be_recorded(script, quick):
-    folders = script.train(script.Args(compile=True, **quick))
-    assert all(tensor.isfinite().all() for tensor in final_state(folders).values())
+def test_compiled_graph_equals_compiled_eager(script, quick):
+    check_graph_equals_eager(script, quick | {"compile": True})
+
+
+def test_a_slow_device_changes_nothing(script, quick, monkeypatch):
+    """Every replay begins some milliseconds late: pinned memory that the host wrote or read too early would show."""
+    capture, states = script.capture, []
+
+    def late(*inputs):
+        replay = capture(*inputs)
+
+        def call():
+            torch.cuda._sleep(10_000_000)
+            replay()
+
+        return call
+
+    for own in (capture, late):
+        monkeypatch.setattr(script, "capture", own)
+        states.append(final_state(script.train(script.Args(num_seeds=2, **quick))))
+    for name, prompt in states[0].items():
+        torch.testing.assert_close(states[1][name], prompt, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_no_stale_pointer_after_resume(script, quick):

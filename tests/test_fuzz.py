@@ -56,6 +56,7 @@ SANE = {
     "compile": st.just(False),  # takes minutes
     "capture_video": st.none(),
     "line_search_steps": st.integers(0, 4),
+    "hidden_size": st.integers(0, 8),
     "num_evaluations": st.integers(0, 4),
 }
 SANE_TYPES = {int: st.integers(1, 8), float: st.floats(0, 2), bool: st.booleans()}

@@ -275,7 +275,7 @@ def test_ddpg_actor_gradient_against_finite_differences(ddpg):
     obs = torch.randn(1, 7, 5, generator=torch.Generator().manual_seed(0)).double()
 
     def objective():
-        return ddpg.q_values(critic, obs, agent.deterministic_action(obs)).mean()
+        return ddpg.q_value(critic, obs, agent.deterministic_action(obs)).mean()
 
     parameter = agent.actor[2].weight
     (gradient,) = torch.autograd.grad(objective(), [parameter])
@@ -295,10 +295,10 @@ def test_ddpg_update_raises_q_of_its_actions(ddpg):
     for group in everything[5].param_groups:
         group["lr"] = 0.0  # the critic stands still
     obs = replay.rows[:, :60, :5]
-    before = ddpg.q_values(critic, obs, agent.deterministic_action(obs)).mean().item()
+    before = ddpg.q_value(critic, obs, agent.deterministic_action(obs)).mean().item()
     for _ in range(20):
         ddpg.update(*everything)
-    assert ddpg.q_values(critic, obs, agent.deterministic_action(obs)).mean().item() > before
+    assert ddpg.q_value(critic, obs, agent.deterministic_action(obs)).mean().item() > before
 
 
 def test_sac_losses_by_hand(sac):

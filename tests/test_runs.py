@@ -255,6 +255,15 @@ def test_all_seeds_diverged_keeps_the_last_good_checkpoint(script, quick, monkey
     assert all(tensor.isfinite().all() for tensor in saved["state"].values())
 
 
+def test_without_hidden_units_the_networks_are_linear(script, quick):
+    box = gymnasium.spaces.Box(-1, 1, (3,))
+    actor = script.Agent(box, box, script.Args(num_seeds=2, hidden_size=0)).actor
+    x, y = torch.randn(2, 2, 4, 3)
+    torch.testing.assert_close(actor(x + y) + actor(0 * x), actor(x) + actor(y))
+    assert not torch.equal(actor(x), actor(y))
+    script.train(script.Args(**quick | {"hidden_size": 0}))
+
+
 def test_video(script, quick):
     args = script.Args(**quick | {"env_id": "Hopper-v4", "capture_video": "gif", "env_kwargs": {"healthy_z_min": "1"}})
     (folder,) = script.train(args)

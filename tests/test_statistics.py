@@ -149,7 +149,7 @@ def test_the_table_by_hand(tmp_path):
     assert ant == "| Ant-v4 | 3,000 (3,258) |"
     assert other == "| NotPublished-v4 | 1.5 ± 6.4 (none) |"
     assert walker == f"| Walker2d-v4 | **3,700** ± {half:.0f} (3,510 t) |"
-    assert "1 of 2 are beaten (bold), 0 of them with p < 0.05 (below); 1 are not, 0 of them" in note
+    assert "1 of 2 are beaten (bold), 0 of them with p < 0.05 (below); 1 are not (0 of these" in note
     assert note.endswith(": ppo_continuous on Ant-v4.")
     assert "1 of these 1 are beaten." in like_for_like
 
