@@ -18,7 +18,7 @@ of an expected return needs no model of the task, because grad pi = pi * grad lo
     python algos/reinforce.py --env-id CartPole-v1                                         # b = V(s), learned
     python algos/reinforce.py --env-id CartPole-v1 --baseline mean                         # b = a moving average
     python algos/reinforce.py --env-id CartPole-v1 --baseline none --no-reward-to-go       # R(tau), no baseline
-    python algos/reinforce.py --env-id CartPole-v1 --hidden-size 0                         # a linear policy
+    python algos/reinforce.py --env-id CartPole-v1 --baseline mean --hidden-size 0         # a linear policy
 
 Baselines, and the bias of each:
     none, mean   Whole episodes: every environment starts anew, contributes its first episode of the batch and nothing
@@ -43,7 +43,8 @@ Details that matter:
  4. obs[t + 1] is the true next observation of every valid row, the last of an episode included. So with a learned V
     truncation bootstraps from V(obs[t + 1]); termination does not. With none or mean, truncation is an end as well.
  5. A policy is a softmax over actions or a normal, whichever the task takes, of a network or (--hidden-size 0) linear;
-    the algorithm does not change.
+    the algorithm does not change. But V is linear then as well, and to bootstrap from a V that cannot fit is to follow
+    its error: on CartPole-v1 a linear policy is solved with a moving average, and lost again with V(s).
  6. Observations are centred and divided by their running deviation, which takes in a batch only after its update.
     Rewards are not centred, but divided by the running deviation of an episode's discounted sum of rewards so far, this
     batch included. Both are clipped to +-10. Evaluation uses the same statistics of observations, frozen, and the
