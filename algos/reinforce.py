@@ -44,7 +44,7 @@ Details that matter:
     truncation bootstraps from V(obs[t + 1]); termination does not. With none or mean, truncation is an end as well.
  5. A policy is a softmax over actions or a normal, whichever the task takes, of a network or (--hidden-size 0) linear;
     the algorithm does not change. But V is linear then as well, and to bootstrap from a V that cannot fit is to follow
-    its error: on CartPole-v1 a linear policy is solved with a moving average, and lost again with V(s).
+    its error: a linear policy solves CartPole-v1 with a moving average, and forgets it again with V(s).
  6. Observations are centred and divided by their running deviation, which takes in a batch only after its update.
     Rewards are not centred, but divided by the running deviation of an episode's discounted sum of rewards so far, this
     batch included. Both are clipped to +-10. Evaluation uses the same statistics of observations, frozen, and the

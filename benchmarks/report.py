@@ -386,15 +386,17 @@ def shorter_runs(results: dict[tuple[str, str], dict]) -> str:
     return "\n".join(lines)
 
 
-def shorter_figure(results: dict[tuple[str, str], dict]) -> bytes:
+def shorter_figure(results: dict[tuple[str, str], dict]) -> bytes | None:
     """Deterministic evaluations, each seed's and their mean, beside the published curve with Student's interval, in a
-    panel for each of shorter_results that has one."""
+    panel for each of shorter_results that has one; None if none has."""
     bar, shown = published_curves(), []
     for (algo, task), seeds in results.items():
         last = next(iter(seeds.values()))["global_step"][-1]
         name = (PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0])
         if points := [(steps, *point) for (*cell, steps), point in bar.items() if (*cell,) == name and steps <= last]:
             shown.append((f"{algo}, {task}", seeds, np.array(sorted(points)).T))
+    if not shown:
+        return None
     figure, axes = panels([title for title, _, _ in shown], "evaluation return", "thousand steps per seed")
     for axis, (_, seeds, (steps, mean, deviation, count)) in zip(axes, shown, strict=True):
         half = np.array([stats.half_width(*own) for own in zip(deviation, count, strict=True)])
@@ -596,9 +598,11 @@ def contents(args: Args, results: dict[str, dict[str, dict]]) -> dict[Path, byte
     readme = replace_section(args.readme.read_text(), BEGIN, END, "\n\n".join(parts))
     if (folder := args.results / "shorter").exists():
         shorter = shorter_results(folder)
-        files[args.figures / "shorter.png"] = shorter_figure(shorter)
-        picture_text = "![learning curves beside published ones](benchmarks/figures/shorter.png)"
-        readme = replace_section(readme, BEGIN_SHORTER, END_SHORTER, f"{shorter_runs(shorter)}\n\n{picture_text}")
+        section = shorter_runs(shorter)
+        if picture := shorter_figure(shorter):
+            files[args.figures / "shorter.png"] = picture
+            section += "\n\n![learning curves beside published ones](benchmarks/figures/shorter.png)"
+        readme = replace_section(readme, BEGIN_SHORTER, END_SHORTER, section)
     if (folder := args.results / "behaviours").exists():
         readme = replace_section(readme, BEGIN_BEHAVIOURS, END_BEHAVIOURS, behaviours(folder))
     if (folder := args.results / "speed").exists():

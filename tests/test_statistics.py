@@ -160,11 +160,15 @@ def test_shorter_runs_tell_when_every_seed_has_solved_the_task_and_what_is_publi
     monkeypatch.setattr(report, "published_curves", lambda: points)
     for task, finals in (("CartPole-v1", [500.0, 480.0]), ("Pendulum-v1", [-150.0]), ("Ant-v4", [1.0, 2.0])):
         write_result(tmp_path / "a2c" / task, finals)
-    ant, cart_pole, pendulum = report.shorter_runs(report.shorter_results(tmp_path)).splitlines()[2:]
+    results = report.shorter_results(tmp_path)
+    assert report.shorter_figure(results).startswith(b"\x89PNG")
+    ant, cart_pole, pendulum = report.shorter_runs(results).splitlines()[2:]
     steps = next(iter(report.read_result(tmp_path / "a2c" / "Ant-v4").values()))["global_step"][-1]
     assert cart_pole.endswith(f"| 500 480 |  | {steps:,.0f} steps (475) |")
     assert pendulum.endswith("| -150 | -150 |  |  |")  # which has no threshold
     assert ant.endswith("| 1.0 2.0 | 2.5 (p 0.379) |  |")  # t = -1 / sqrt(0.75), 1.8 degrees of freedom
+    points.clear()
+    assert report.shorter_figure(results) is None
 
 
 def test_stale_results_are_named(tmp_path, monkeypatch):
