@@ -198,7 +198,7 @@ class Agent(nn.Module):
             return
         self.log_std = nn.Parameter(torch.full((S, 1, self.action_dim), args.log_std_init))
         low, high = torch.tensor(action_space.low).float().ravel(), torch.tensor(action_space.high).float().ravel()
-        bounded = low.isfinite() & high.isfinite()  # without bounds the policy's unit is the task's own
+        bounded = low.isfinite() & high.isfinite() & (low < high)  # else the policy's unit is the task's own
         self.register_buffer("action_low", low, persistent=False)
         self.register_buffer("action_high", high, persistent=False)
         self.register_buffer("action_scale", torch.where(bounded, (high - low) / 2, 1.0), persistent=False)
@@ -464,8 +464,7 @@ def train(args: Args) -> list[Path]:
                 data["obs"][t], data["actions"][t] = obs_in, action_out
                 data["valid"][t] = ~done  # the step after the last one of an episode only resets
                 env_actions = np.nan_to_num(env_action_out.numpy())  # a NaN would stay in the simulator for good
-                env_actions = env_actions.reshape(S * N, *action_space.shape).astype(action_space.dtype)
-                next_obs, rewards, terminated, truncated, _ = envs.step(env_actions)
+                next_obs, rewards, terminated, truncated, _ = envs.step(as_actions(env_actions, action_space))
                 done = (terminated | truncated).reshape(S, N)
                 data["rewards"][t], data["terminated"][t] = rewards.reshape(S, N), terminated.reshape(S, N)
                 data["done"][t] = done
@@ -614,12 +613,22 @@ def spaced_seeds(args: Args, num_envs: int, *stream: int) -> list[int]:
     return np.concatenate([sequence.generate_state(num_envs) >> 1 for sequence in sequences]).tolist()  # int32
 
 
+def as_actions(actions: np.ndarray, space: gymnasium.Space) -> np.ndarray:
+    """Actions, a row for each environment, in the shape and type of the task's own, and within its bounds, over which
+    float32 may have rounded them."""
+    actions = actions.reshape(-1, *space.shape).astype(space.dtype)
+    return actions.clip(space.low, space.high) if isinstance(space, gymnasium.spaces.Box) else actions
+
+
 def check_spaces(envs: Any, args: Args, *action_types: type) -> None:
     names = " or ".join(kind.__name__ for kind in action_types)
     if not isinstance(envs.single_observation_space, gymnasium.spaces.Box):
         refuse(f"{args.env_id} observes a {type(envs.single_observation_space).__name__}; this script takes Box")
     if not isinstance(envs.single_action_space, action_types):
         refuse(f"{args.env_id} takes {type(envs.single_action_space).__name__} actions; this script takes {names}")
+    mode = getattr(envs, "metadata", {}).get("autoreset_mode")
+    if mode not in (None, gymnasium.vector.AutoresetMode.NEXT_STEP):
+        refuse(f"{args.env_id} resets in the mode {getattr(mode, 'value', mode)}; this script takes NextStep")
     if (players := getattr(envs, "config", {}).get("max_num_players", 1)) > 1:
         refuse(f"{args.env_id} has {players} players; this script takes one")
     if args.capture_video:  # some tasks have no picture: better known now than after training
@@ -874,8 +883,7 @@ def evaluate(
             frames.append(envs.render(env_ids=range(running.size)))
         rows = torch.as_tensor(obs.reshape(*shape, -1), dtype=torch.float32, device=next(agent.parameters()).device)
         actions = agent.deterministic_action(rows).nan_to_num().cpu().numpy()  # a NaN would spoil the pool
-        actions = actions.reshape(-1, *envs.single_action_space.shape).astype(envs.single_action_space.dtype)
-        obs, rewards, terminated, truncated, info = envs.step(actions)
+        obs, rewards, terminated, truncated, info = envs.step(as_actions(actions, envs.single_action_space))
         totals["return"] += running * rewards.reshape(shape)
         totals["length"] += running
         totals["x_velocity"] += running * np.reshape(info.get("x_velocity", np.zeros(running.size)), shape)

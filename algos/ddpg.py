@@ -290,9 +290,9 @@ def train(args: Args) -> list[Path]:
     step = start = saved["global_step"] if saved else 0
     envs = make_envs(args, spaced_seeds(args, N, 0, step))  # a simulator cannot be saved: resuming starts new episodes
     check_spaces(envs, args, gymnasium.spaces.Box)
-    action_shape = envs.single_action_space.shape
-    agent = Agent(envs.single_observation_space, envs.single_action_space, args).to(device)
-    agent_target = Agent(envs.single_observation_space, envs.single_action_space, args).to(device).requires_grad_(False)
+    action_space = envs.single_action_space
+    agent = Agent(envs.single_observation_space, action_space, args).to(device)
+    agent_target = Agent(envs.single_observation_space, action_space, args).to(device).requires_grad_(False)
     critic, critic_target = make_critic(agent, args), make_critic(agent, args).requires_grad_(False)  # equal at first
     adam = {"fused": True, "capturable": on_cuda}
     actor_optimizer = torch.optim.Adam(agent.parameters(), args.learning_rate, **adam)
@@ -365,7 +365,7 @@ def train(args: Args) -> list[Path]:
 
             # Step and store; next_obs is the true one, of an episode's last step too
             obs = next_obs
-            next_obs, rewards, terminated, truncated, _ = envs.step(env_actions.reshape(S * N, *action_shape))
+            next_obs, rewards, terminated, truncated, _ = envs.step(as_actions(env_actions, action_space))
             next_obs, rewards, terminated = next_obs.reshape(S, N, -1), rewards.reshape(S, N), terminated.reshape(S, N)
             done = terminated | truncated.reshape(S, N)
             # The last transitions have left the pinned memory: the host has waited for `act`, which came after `store`.
@@ -511,12 +511,22 @@ def spaced_seeds(args: Args, num_envs: int, *stream: int) -> list[int]:
     return np.concatenate([sequence.generate_state(num_envs) >> 1 for sequence in sequences]).tolist()  # int32
 
 
+def as_actions(actions: np.ndarray, space: gymnasium.Space) -> np.ndarray:
+    """Actions, a row for each environment, in the shape and type of the task's own, and within its bounds, over which
+    float32 may have rounded them."""
+    actions = actions.reshape(-1, *space.shape).astype(space.dtype)
+    return actions.clip(space.low, space.high) if isinstance(space, gymnasium.spaces.Box) else actions
+
+
 def check_spaces(envs: Any, args: Args, *action_types: type) -> None:
     names = " or ".join(kind.__name__ for kind in action_types)
     if not isinstance(envs.single_observation_space, gymnasium.spaces.Box):
         refuse(f"{args.env_id} observes a {type(envs.single_observation_space).__name__}; this script takes Box")
     if not isinstance(envs.single_action_space, action_types):
         refuse(f"{args.env_id} takes {type(envs.single_action_space).__name__} actions; this script takes {names}")
+    mode = getattr(envs, "metadata", {}).get("autoreset_mode")
+    if mode not in (None, gymnasium.vector.AutoresetMode.NEXT_STEP):
+        refuse(f"{args.env_id} resets in the mode {getattr(mode, 'value', mode)}; this script takes NextStep")
     if (players := getattr(envs, "config", {}).get("max_num_players", 1)) > 1:
         refuse(f"{args.env_id} has {players} players; this script takes one")
     if args.capture_video:  # some tasks have no picture: better known now than after training
@@ -771,8 +781,7 @@ def evaluate(
             frames.append(envs.render(env_ids=range(running.size)))
         rows = torch.as_tensor(obs.reshape(*shape, -1), dtype=torch.float32, device=next(agent.parameters()).device)
         actions = agent.deterministic_action(rows).nan_to_num().cpu().numpy()  # a NaN would spoil the pool
-        actions = actions.reshape(-1, *envs.single_action_space.shape).astype(envs.single_action_space.dtype)
-        obs, rewards, terminated, truncated, info = envs.step(actions)
+        obs, rewards, terminated, truncated, info = envs.step(as_actions(actions, envs.single_action_space))
         totals["return"] += running * rewards.reshape(shape)
         totals["length"] += running
         totals["x_velocity"] += running * np.reshape(info.get("x_velocity", np.zeros(running.size)), shape)

@@ -150,7 +150,7 @@ class Args:
             refuse(f"num_envs * num_steps = {self.batch_size} does not divide into {self.num_minibatches} minibatches")
         if self.anneal_log_std and self.ent_coef:
             refuse("an entropy bonus (ent_coef) wants a standard deviation that is learned: add --no-anneal-log-std")
-        if self.world_size > 1 and ":" in self.device:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and ":" in self.device:
             refuse(f"under torchrun each rank takes a GPU of its own: --device cuda, not {self.device}")
 
     @property
@@ -217,7 +217,7 @@ class Agent(nn.Module):
         self.obs_stats = RunningMeanStd(S, obs_dim)
         self.return_stats = RunningMeanStd(S, 1)
         low, high = torch.tensor(action_space.low).float().ravel(), torch.tensor(action_space.high).float().ravel()
-        bounded = low.isfinite() & high.isfinite()  # without bounds the policy's unit is the task's own
+        bounded = low.isfinite() & high.isfinite() & (low < high)  # else the policy's unit is the task's own
         self.register_buffer("action_low", low, persistent=False)
         self.register_buffer("action_high", high, persistent=False)
         self.register_buffer("action_scale", torch.where(bounded, (high - low) / 2, 1.0), persistent=False)
@@ -478,8 +478,8 @@ def train(args: Args) -> list[Path]:
     # A simulator cannot be saved: resuming starts new episodes. (For a seed sequence a last word of 0 is none at all.)
     envs = make_envs(args, spaced_seeds(args, N, 0, step, rank))
     check_spaces(envs, args, gymnasium.spaces.Box)
-    action_shape = envs.single_action_space.shape
-    agent = Agent(envs.single_observation_space, envs.single_action_space, args).to(device)
+    action_space = envs.single_action_space
+    agent = Agent(envs.single_observation_space, action_space, args).to(device)
     learning_rate = torch.tensor(args.learning_rate, device=device)  # a tensor: a graph would keep a number for ever
     trained = [parameter for parameter in agent.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, learning_rate, eps=1e-5, fused=True, capturable=on_cuda)
@@ -550,7 +550,7 @@ def train(args: Args) -> list[Path]:
                 data["obs"][t], data["actions"][t] = obs_in, action_out
                 data["valid"][t] = ~done  # the step after the last one of an episode only resets
                 env_actions = np.nan_to_num(env_action_out.numpy())  # a NaN would stay in the simulator for good
-                next_obs, rewards, terminated, truncated, _ = envs.step(env_actions.reshape(S * N, *action_shape))
+                next_obs, rewards, terminated, truncated, _ = envs.step(as_actions(env_actions, action_space))
                 done = (terminated | truncated).reshape(S, N)
                 data["rewards"][t], data["terminated"][t] = rewards.reshape(S, N), terminated.reshape(S, N)
                 data["done"][t] = done
@@ -709,12 +709,22 @@ def spaced_seeds(args: Args, num_envs: int, *stream: int) -> list[int]:
     return np.concatenate([sequence.generate_state(num_envs) >> 1 for sequence in sequences]).tolist()  # int32
 
 
+def as_actions(actions: np.ndarray, space: gymnasium.Space) -> np.ndarray:
+    """Actions, a row for each environment, in the shape and type of the task's own, and within its bounds, over which
+    float32 may have rounded them."""
+    actions = actions.reshape(-1, *space.shape).astype(space.dtype)
+    return actions.clip(space.low, space.high) if isinstance(space, gymnasium.spaces.Box) else actions
+
+
 def check_spaces(envs: Any, args: Args, *action_types: type) -> None:
     names = " or ".join(kind.__name__ for kind in action_types)
     if not isinstance(envs.single_observation_space, gymnasium.spaces.Box):
         refuse(f"{args.env_id} observes a {type(envs.single_observation_space).__name__}; this script takes Box")
     if not isinstance(envs.single_action_space, action_types):
         refuse(f"{args.env_id} takes {type(envs.single_action_space).__name__} actions; this script takes {names}")
+    mode = getattr(envs, "metadata", {}).get("autoreset_mode")
+    if mode not in (None, gymnasium.vector.AutoresetMode.NEXT_STEP):
+        refuse(f"{args.env_id} resets in the mode {getattr(mode, 'value', mode)}; this script takes NextStep")
     if (players := getattr(envs, "config", {}).get("max_num_players", 1)) > 1:
         refuse(f"{args.env_id} has {players} players; this script takes one")
     if args.capture_video:  # some tasks have no picture: better known now than after training
@@ -969,8 +979,7 @@ def evaluate(
             frames.append(envs.render(env_ids=range(running.size)))
         rows = torch.as_tensor(obs.reshape(*shape, -1), dtype=torch.float32, device=next(agent.parameters()).device)
         actions = agent.deterministic_action(rows).nan_to_num().cpu().numpy()  # a NaN would spoil the pool
-        actions = actions.reshape(-1, *envs.single_action_space.shape).astype(envs.single_action_space.dtype)
-        obs, rewards, terminated, truncated, info = envs.step(actions)
+        obs, rewards, terminated, truncated, info = envs.step(as_actions(actions, envs.single_action_space))
         totals["return"] += running * rewards.reshape(shape)
         totals["length"] += running
         totals["x_velocity"] += running * np.reshape(info.get("x_velocity", np.zeros(running.size)), shape)

@@ -33,18 +33,15 @@ def finished(runs: list[Run], side: str, warnings: list[str]) -> list[Run]:
 
 
 def changed(a: list[Run], b: list[Run]) -> list[str]:
-    """Arguments that both have and that differ: what the change is, or what was changed by accident."""
-    shared = (a[0].args.keys() & b[0].args.keys()) - NOT_OF_THE_CHANGE
-    return [f"{name} {a[0].args[name]} -> {b[0].args[name]}" for name in sorted(shared) if differ(name, [a[0], b[0]])]
-
-
-def differ(name: str, runs: list[Run]) -> bool:
-    return any(run.args.get(name) != runs[0].args.get(name) for run in runs)
+    """Arguments that differ, or that one side only has: what the change is, or what was changed by accident."""
+    sides = a[0].args, b[0].args
+    return [f"{name} {' -> '.join(str(args.get(name, 'absent')) for args in sides)}" for name in mixed([a[0], b[0]])]
 
 
 def mixed(runs: list[Run]) -> list[str]:
+    """Names of the arguments in which runs differ."""
     names = {name for run in runs for name in run.args} - NOT_OF_THE_CHANGE
-    return sorted(name for name in names if differ(name, runs))
+    return sorted(name for name in names if any(run.args.get(name, ...) != runs[0].args.get(name, ...) for run in runs))
 
 
 def task_warnings(a: list[Run], b: list[Run]) -> list[str]:
@@ -105,8 +102,11 @@ def compare(folder_a: Path, folder_b: Path) -> str:
     if not pairs:
         raise ValueError("no task on which both have a finished run:\n" + "\n".join(warnings))
     lines = [f"A is {folder_a}, B is {folder_b}. Final evaluation returns, intervals at 95 %."]
-    everything = next(iter(pairs.values()))
-    lines += ["Arguments that differ: " + (", ".join(changed(*everything)) or "none")]
+    changes = {task: ", ".join(changed(*pair)) or "none" for task, pair in pairs.items()}
+    if len(set(changes.values())) == 1:
+        lines += [f"Arguments that differ: {next(iter(changes.values()))}"]
+    else:
+        lines += [f"Arguments that differ on {task}: {change}" for task, change in changes.items()]
     scores = {task: tuple(np.array([run.final for run in side]) for side in pair) for task, pair in pairs.items()}
     tests = {task: stats.welch(*pair) for task, pair in scores.items()}
     corrected = dict(zip(tests, stats.holm([test[-1] for test in tests.values()]), strict=True))

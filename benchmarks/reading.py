@@ -84,5 +84,5 @@ def read_runs(folder: Path) -> list[Run]:
         final = float(rows[-1]["eval_return"] or "nan") if ended else float("nan")
         runs.append(Run(path.parent, config["args"], config["trained_timesteps"], final))
     if not runs:
-        raise ValueError(f"{folder}: there are no runs in it")
+        raise ValueError(f"{folder}: there are no runs in it, nor results of one algorithm")
     return runs

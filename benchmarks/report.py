@@ -74,10 +74,9 @@ def published() -> dict[tuple[str, str], float]:
     return {(row["algo"], row["env"]): float(row["mean_return"]) for row in csv_rows(HERE / "published.csv")}
 
 
-def published_of_training() -> set[tuple[str, str]]:
-    """Which of these are returns of training episodes, whose actions are sampled, and not of an evaluation."""
-    rows = csv_rows(HERE / "published.csv")
-    return {(row["algo"], row["env"]) for row in rows if "training" in row["metric_note"]}
+def published_of_samples() -> set[tuple[str, str]]:
+    """Which of these are of sampled actions, in training or in tests; our final returns are of the mean action."""
+    return {(row["algo"], row["env"]) for row in csv_rows(HERE / "published.csv") if row["actions"] == "sampled"}
 
 
 def published_curves() -> dict[tuple[str, str, int], tuple[float, float, int]]:
@@ -108,10 +107,10 @@ def number(value: float, sign: str = "") -> str:
     return "" if np.isnan(value) else f"{value:{sign},.{0 if abs(value) >= 100 else 1}f}"
 
 
-def with_spread(final: np.ndarray, bold: bool = False) -> str:
-    """Mean and interval of the seeds' returns; one seed has no interval."""
+def with_spread(final: np.ndarray, mark: str = "") -> str:
+    """Mean, between Markdown's `mark` for bold or italic, and interval of the seeds' returns; one has no interval."""
     mean, half = number(final.mean()), stats.student_interval(final)
-    return (f"**{mean}**" if bold else mean) + ("" if np.isnan(half) else f" ± {number(half)}")
+    return f"{mark}{mean}{mark}" + ("" if np.isnan(half) else f" ± {number(half)}")
 
 
 def probability(p: float) -> str:
@@ -126,33 +125,41 @@ class Cell:
     task: str
     final: np.ndarray  # final return of each seed
     target: float
-    p: float  # t test of the one against the other, with Holm's correction for the number of cells
-    of_training: bool  # the published mean is of training episodes, whose actions are sampled
-    training: float  # mean of ours, the last 100 of each seed
+    sampled: bool  # the published mean is of episodes whose actions were sampled
+    alike: np.ndarray  # what compares like for like: then the last 100 training episodes of each seed, else `final`
+    p: float  # t test of `final` against the target, with Holm's correction for the number of cells
+    p_alike: float  # the same of `alike`
 
     @property
     def won(self) -> bool:
         return bool(self.final.mean() > self.target)
 
+    @property
+    def won_alike(self) -> bool:
+        return bool(self.alike.mean() > self.target)
+
 
 def all_cells(results: dict[str, dict[str, dict]]) -> list[Cell]:
-    bar, of_training = published(), published_of_training()
+    bar, of_samples = published(), published_of_samples()
     cells = []
     for algo, task in ((algo, task) for algo, tasks in results.items() for task in tasks):
         seeds, name = results[algo][task], (PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0])
         final, target = final_returns(seeds), bar.get(name, np.nan)
-        training = float(np.mean([columns["episodic_return"][-1] for columns in seeds.values()]))
-        p = stats.point_p_value(final, target)
-        cells.append(Cell(algo, task, final, target, p, name in of_training, training))
-    for cell, p in zip(cells, stats.holm([cell.p for cell in cells]), strict=True):
-        cell.p = p
+        training = np.array([columns["episodic_return"][-1] for columns in seeds.values()])
+        alike = training if (sampled := name in of_samples) else final
+        p_values = stats.point_p_value(final, target), stats.point_p_value(alike, target)
+        cells.append(Cell(algo, task, final, target, sampled, alike, *p_values))
+    corrected = stats.holm([cell.p for cell in cells]), stats.holm([cell.p_alike for cell in cells])
+    for cell, p, p_alike in zip(cells, *corrected, strict=True):
+        cell.p, cell.p_alike = p, p_alike
     return cells
 
 
 def table(results: dict[str, dict[str, dict]]) -> str:
     """Cell by cell, with each seed and the margin."""
     head = "| algorithm | task | final return, mean of seeds | each seed | best published mean | margin, 95 % interval"
-    lines, cells = [f"{head} | p |", "|---|---|---:|---|---:|---|---:|"], all_cells(results)
+    head += " | p | like for like | p |"
+    lines, cells = [head, "|---|---|---:|---|---:|---|---:|---|---:|"], all_cells(results)
     for cell in cells:
         margin, half = cell.final.mean() - cell.target, stats.student_interval(cell.final)
         each = " ".join(number(value).replace(",", "") for value in cell.final)
@@ -161,7 +168,10 @@ def table(results: dict[str, dict[str, dict]]) -> str:
             outcome += " by every seed"
         elif outcome and not np.isnan(half):
             outcome += f" ({number(margin - half, '+')} to {number(margin + half, '+')})"
-        row = [cell.algo, cell.task, with_spread(cell.final), each, number(cell.target), outcome, probability(cell.p)]
+        bar = number(cell.target) + " s" * cell.sampled
+        row = [cell.algo, cell.task, with_spread(cell.final), each, bar, outcome, probability(cell.p)]
+        alike = f"{'won' if cell.won_alike else 'lost'} with {with_spread(cell.alike)}" if cell.sampled else ""
+        row += [alike, probability(cell.p_alike) if cell.sampled else ""]
         lines.append(f"| {' | '.join(row)} |")
     note = (
         "p: t test of the seeds against the published mean, which has no spread and is taken as a point; Holm's"
@@ -179,28 +189,30 @@ def matrix(results: dict[str, dict[str, dict]]) -> str:
         row = [task]
         for algo in results:
             cell = cells.get((algo, task))
-            bar = (number(cell.target) + " t" * cell.of_training or "none") if cell else ""
-            row.append(f"{with_spread(cell.final, cell.won)} ({bar})" if cell else "")
+            bar = (number(cell.target) + " s" * cell.sampled or "none") if cell else ""
+            mark = "*" * (cell.won + (cell.won and cell.won_alike)) if cell else ""
+            row.append(f"{with_spread(cell.final, mark)} ({bar})" if cell else "")
         lines.append(f"| {' | '.join(row)} |")
     compared = [cell for cell in cells.values() if not np.isnan(cell.target)]
     won, lost = [cell for cell in compared if cell.won], [cell for cell in compared if not cell.won]
+    alike, sampled = [cell for cell in compared if cell.won_alike], [cell for cell in compared if cell.sampled]
     note = (
         "Deterministic evaluation after a million steps, mean of seeds with Student's interval at 95 %; in brackets the"
-        f" best published mean. {len(won)} of {len(compared)} are beaten (bold),"
-        f" {sum(cell.p < 0.05 for cell in won)} of them with p < 0.05 (below)"
+        f" best published mean. {len(won)} of {len(compared)} are beaten, {sum(cell.p < 0.05 for cell in won)} of them"
+        " with p < 0.05 (below)"
     )
     if lost:
         note += f"; {len(lost)} are not ({sum(cell.p < 0.05 for cell in lost)} of these with p < 0.05):"
         note += f" {', '.join(f'{cell.algo} on {cell.task}' for cell in lost)}"
     lines += ["", f"{note}."]
-    if of_training := [cell for cell in compared if cell.of_training]:
-        below = [cell for cell in of_training if cell.training <= cell.target]
+    if sampled:
         note = (
-            "t: the published mean is of training episodes, whose actions are sampled. Like for like, by the last 100"
-            f" training episodes of each seed, {len(of_training) - len(below)} of these {len(of_training)} are beaten"
+            "s: the published mean is of sampled actions, in training or in tests, which costs return. Like for like,"
+            f" by the last 100 training episodes of each seed in these {len(sampled)} cells, {len(alike)} of"
+            f" {len(compared)} are beaten (bold; *italic*: by the deterministic evaluation only),"
+            f" {sum(cell.p_alike < 0.05 for cell in alike)} of them with p < 0.05."
         )
-        names = [f"{cell.algo} on {cell.task} ({number(cell.training)})" for cell in below]
-        lines += ["", note + (f"; not: {', '.join(names)}." if names else ".")]
+        lines += ["", note]
     return "\n".join(lines)
 
 

@@ -267,15 +267,13 @@ def test_parts_of_training_are_timed():
     assert sum(found[name]["share"] for name in calls) <= 1
 
 
-def write_result(folder, finals, steps=1000, **args):
-    """A gathered result of these final returns, as run.py leaves it."""
+def write_result(folder, finals, steps=1000, noise_cost=0.0, **args):
+    """A gathered result of these final returns, as run.py leaves it; training episodes return noise_cost less."""
     folder.mkdir(parents=True)
     lines = ["seed,global_step,wall_seconds,episodic_return,eval_return,steps_per_second"]
     for seed, final in enumerate(finals, 1):
-        lines += [
-            f"{seed},{step},1.0,{final * step / steps:.3f},,10" for step in range(steps // 10, steps, steps // 10)
-        ]
-        lines += [f"{seed},{steps},1.0,{final:.3f},{final:.3f},10"]
+        lines += [f"{seed},{steps * k // 10},1.0,{final * k / 10 - noise_cost:.3f},,10" for k in range(1, 10)]
+        lines += [f"{seed},{steps},1.0,{final - noise_cost:.3f},{final:.3f},10"]
     (folder / "metrics.csv").write_text("\n".join([*lines, ""]))
     args = {"num_seeds": len(finals), "env_id": folder.name, "env_kwargs": {}, "exp_name": folder.parent.name} | args
     (folder / "run.json").write_text(json.dumps({"trained_timesteps": steps, "args": args}))

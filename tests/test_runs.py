@@ -185,8 +185,8 @@ class Reach(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float64)
     action_space = gymnasium.spaces.Box(-3, 3, (1,), np.float64)
 
-    def __init__(self, poison=False):
-        self.poison, self.steps = poison, 0
+    def __init__(self, poison=False, action_space=action_space):
+        self.poison, self.steps, self.action_space = poison, 0, action_space
 
     def reset(self, seed=None, options=None):
         super().reset(seed=seed)
@@ -195,17 +195,18 @@ class Reach(gymnasium.Env):
 
     def step(self, action):
         assert self.action_space.contains(action), action
-        self.x += 0.2 * float(action[0])
+        self.x += 0.2 * float(action.flat[-1])
         self.t, self.steps = self.t + 1, self.steps + 1
         reward = float("nan") if self.poison and self.steps > 40 else -(self.x**2)
         return np.array([self.x]), reward, abs(self.x) > 8, self.t >= 20, {}
 
 
-def reach_envs(poisoned=()):
+def reach_envs(poisoned=(), autoreset_mode="NextStep", **settings):
     def make_envs(args, env_seeds, render_mode=None):
         per_seed = len(env_seeds) // args.num_seeds
         envs = gymnasium.vector.SyncVectorEnv(
-            [lambda i=i: Reach(i // per_seed in poisoned) for i in range(len(env_seeds))]
+            [lambda i=i: Reach(i // per_seed in poisoned, **settings) for i in range(len(env_seeds))],
+            autoreset_mode=autoreset_mode,
         )
         envs.reset(seed=env_seeds)
         return envs
@@ -220,6 +221,50 @@ def test_a_task_of_ones_own_trains(script, quick, monkeypatch):
     (folder,) = script.train(args)
     rows = read_metrics(folder)
     assert float(rows[-1]["eval_return"]) > -8  # standing still is worth -27 on average, going straight about -3
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        gymnasium.spaces.Box(-0.1, 0.1, (2, 3), np.float64),  # float32 would round 0.1 up, out of the bounds
+        gymnasium.spaces.Box(-2, 3, (2,), np.int64),
+        gymnasium.spaces.Box(np.array([0.0, -1.0]), np.array([0.0, 1.0]), dtype=np.float64),  # one that cannot move
+    ],
+    ids=["rounded", "integer", "fixed"],
+)
+def test_actions_are_of_the_tasks_own_kind(script, space, quick, monkeypatch, capsys):
+    monkeypatch.setattr(script, "make_envs", reach_envs(action_space=space))  # asserts that its space has them
+    args = script.Args(**quick | {"env_id": "Reach"})
+    if script.__name__ in ("sac", "ddpg") and (space.high == space.low).any():
+        with pytest.raises(SystemExit):
+            script.train(args)
+        assert "no finite range" in capsys.readouterr().err
+    else:
+        (folder,) = script.train(args)
+        assert np.isfinite(float(read_metrics(folder)[-1]["eval_return"]))
+
+
+@pytest.mark.parametrize("mode", ["SameStep", "Disabled"])
+def test_another_autoreset_is_refused(script, mode, quick, monkeypatch, capsys):
+    monkeypatch.setattr(script, "make_envs", reach_envs(autoreset_mode=mode))
+    with pytest.raises(SystemExit) as error:
+        script.train(script.Args(**quick | {"env_id": "Reach"}))
+    assert error.value.code == 2
+    assert f"Reach resets in the mode {mode}; this script takes NextStep" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", ["a2c", "sac"], indirect=True)
+def test_the_readme_loads_an_agent_and_acts(script, quick):
+    algo, task = script.__name__, {"a2c": "CartPole-v1", "sac": "Pendulum-v1"}[script.__name__]
+    (folder,) = script.train(script.Args(**quick | {"env_id": task}))
+    text = (ROOT / "README.md").read_text().partition("**Load an agent and act**")[2]
+    code = text.partition("```python\n")[2].partition("```")[0]
+    for there, here in {"ppo_continuous": algo, "Walker2d-v4": task, "runs/<run folder>": str(folder)}.items():
+        assert there in code
+        code = code.replace(there, here)
+    done = subprocess.run([sys.executable, "-c", code + "print(done)"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("True\n")
 
 
 def test_a_seed_that_diverges_is_named_and_the_others_go_on(script, quick, monkeypatch, capsys):

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -129,29 +130,39 @@ def test_the_report_is_the_same_bytes_again(tmp_path, algos):
 
 
 def test_the_table_by_hand(tmp_path):
-    write_result(tmp_path / "ppo_continuous" / "Walker2d-v4", [3600.0, 3700.0, 3800.0])
-    write_result(tmp_path / "ppo_continuous" / "NotPublished-v4", [1.0, 2.0])
-    write_result(tmp_path / "ppo_continuous" / "Ant-v4", [3000.0])
-    results = {"ppo_continuous": {task: report.read_result(tmp_path / "ppo_continuous" / task)
-                                  for task in ("Walker2d-v4", "NotPublished-v4", "Ant-v4")}}  # fmt: skip
-    _, _, walker, other, ant, _, note = report.table(results).splitlines()
+    """Walker2d is won with sampled actions as well, Hopper without them only, TRPO's bar for Ant does not say."""
+    runs = {"Walker2d-v4": [3600.0, 3700.0, 3800.0], "Hopper-v4": [2550.0, 2551.0], "Ant-v4": [3000.0]}
+    runs |= {"NotPublished-v4": [1.0, 2.0]}
+    for task, finals in runs.items():
+        write_result(tmp_path / "ppo_continuous" / task, finals, noise_cost=170.0)
+    write_result(tmp_path / "trpo" / "Ant-v4", [3600.0], noise_cost=170.0)
+    results = {"ppo_continuous": {task: report.read_result(tmp_path / "ppo_continuous" / task) for task in runs}}
+    results["trpo"] = {"Ant-v4": report.read_result(tmp_path / "trpo" / "Ant-v4")}
+    _, _, walker, hopper, ant, other, trpo, _, note = report.table(results).splitlines()
     half = 4.302653 * 100 / np.sqrt(3)  # t(0.975, 2)
-    p = scipy.stats.ttest_1samp([3600, 3700, 3800], 3510).pvalue
+    p = scipy.stats.ttest_1samp([3600, 3700, 3800], 3510).pvalue  # the larger of two: Holm leaves it as it is
+    p_alike = scipy.stats.ttest_1samp([3430, 3530, 3630], 3510).pvalue  # here as well
+    p_hopper = 2 * scipy.stats.ttest_1samp([2550, 2551], 2400).pvalue
     assert walker == (
-        f"| ppo_continuous | Walker2d-v4 | 3,700 ± {half:.0f} | 3600 3700 3800 | 3,510 |"
+        f"| ppo_continuous | Walker2d-v4 | 3,700 ± {half:.0f} | 3600 3700 3800 | 3,510 s |"
         f" won by 190 ({190 - half:+.1f} to {190 + half:+.0f}) | {p:.3f} |"
+        f" won with 3,530 ± {half:.0f} | {p_alike:.3f} |"
     )
-    assert other == "| ppo_continuous | NotPublished-v4 | 1.5 ± 6.4 | 1.0 2.0 |  |  |  |"
-    assert ant == "| ppo_continuous | Ant-v4 | 3,000 | 3000 | 3,258 | lost by 258 |  |"
-    assert "for 1 cells" in note
-    head, _, ant, other, walker, _, note, _, like_for_like = report.matrix(results).splitlines()
-    assert head == "| | ppo_continuous |"
-    assert ant == "| Ant-v4 | 3,000 (3,258) |"
-    assert other == "| NotPublished-v4 | 1.5 ± 6.4 (none) |"
-    assert walker == f"| Walker2d-v4 | **3,700** ± {half:.0f} (3,510 t) |"
-    assert "1 of 2 are beaten (bold), 0 of them with p < 0.05 (below); 1 are not (0 of these" in note
+    assert "| won by 150 " in hopper
+    assert f"| {p_hopper:.3f} | lost with 2,380 " in hopper
+    assert ant == "| ppo_continuous | Ant-v4 | 3,000 | 3000 | 3,258 s | lost by 258 |  | lost with 2,830 |  |"
+    assert other == "| ppo_continuous | NotPublished-v4 | 1.5 ± 6.4 | 1.0 2.0 |  |  |  |  |  |"
+    assert trpo == "| trpo | Ant-v4 | 3,600 | 3600 | 3,554 | won by 46.0 |  |  |  |"
+    assert "for 2 cells" in note
+    head, _, ant, hopper, other, walker, _, note, _, like_for_like = report.matrix(results).splitlines()
+    assert head == "| | ppo_continuous | trpo |"
+    assert ant == "| Ant-v4 | 3,000 (3,258 s) | **3,600** (3,554) |"
+    assert hopper.startswith("| Hopper-v4 | *2,550* ± ")
+    assert other == "| NotPublished-v4 | 1.5 ± 6.4 (none) |  |"
+    assert walker == f"| Walker2d-v4 | **3,700** ± {half:.0f} (3,510 s) |  |"
+    assert "3 of 4 are beaten, 1 of them with p < 0.05 (below); 1 are not (0 of these" in note
     assert note.endswith(": ppo_continuous on Ant-v4.")
-    assert "1 of these 1 are beaten." in like_for_like
+    assert "in these 3 cells, 2 of 4 are beaten" in like_for_like
 
 
 def test_shorter_runs_tell_when_every_seed_has_solved_the_task_and_what_is_published(tmp_path, monkeypatch):
@@ -193,6 +204,19 @@ def write_run(folder, seed, final, finished=True, steps=1000, **args):
     rows += [f"{steps},2.0,{final},{final},10"] * finished
     (folder / "metrics.csv").write_text("\n".join([*rows, ""]))
     return folder
+
+
+def test_every_argument_that_differs_is_named(tmp_path):
+    """On each task, and what one side does not have as well."""
+    for seed in range(1, 6):
+        write_run(tmp_path / "A", seed, 100.0 + seed)
+        write_run(tmp_path / "B", seed, 100.0)  # no spread: SciPy would warn of it
+        write_run(tmp_path / "A" / "ant", seed, 100.0 + seed, env_id="Ant-v4")
+        write_run(tmp_path / "B" / "ant", seed, 100.0 + seed, env_id="Ant-v4", learning_rate=2e-3, my_change=True)
+    with warnings.catch_warnings(action="error"):
+        text = compare(tmp_path / "A", tmp_path / "B")
+    assert "Arguments that differ on Hopper-v4: none\n" in text
+    assert "Arguments that differ on Ant-v4: learning_rate 0.001 -> 0.002, my_change absent -> True\n" in text
 
 
 def test_a_better_change_is_called_better(tmp_path):
