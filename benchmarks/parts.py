@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -26,7 +26,7 @@ ALGOS = Path(__file__).resolve().parent.parent / "algos"
 
 @dataclass
 class Args:
-    algo: str = "ppo_continuous"  # script of algos/, without .py
+    algo: Literal["ppo_continuous", "trpo", "a2c", "reinforce", "sac", "ddpg"] = "ppo_continuous"  # script of algos/
     env_id: str = "Walker2d-v4"  # task
     num_seeds: int = 1  # agents side by side
     device: str = "cpu"  # cpu or cuda
@@ -54,6 +54,8 @@ def count_kernels(replay: Callable[[], None]) -> int:
 def measure(args: Args) -> dict[str, dict[str, float]]:
     """By part: `calls`, `milliseconds` per call, `share` of the training time and, on CUDA, `kernels` per call; the
     part "training" is the whole, off-policy from the first update on; its calls are environment steps of all seeds."""
+    if args.num_seeds < 1:
+        raise SystemExit("parts.py: error: num-seeds is at least 1")
     script = load(args.algo)
     off_policy = args.algo in ("sac", "ddpg")
     steps = args.total_timesteps or (1600 + 1600 // args.num_seeds if off_policy else 8192 + 32_768 // args.num_seeds)

@@ -41,6 +41,8 @@ def random_returns(env_id: str, episodes: int, seed: int) -> np.ndarray:
 
 
 def main(args: Args) -> None:
+    if args.episodes < 2:
+        raise SystemExit("random_policy.py: error: a standard deviation takes two episodes")
     with open(args.output, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["env_id", "mean_return", "standard_deviation", "episodes", "seed", "envpool"])

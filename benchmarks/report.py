@@ -46,6 +46,7 @@ END_VARIANCE = "<!-- end of variance -->"
 BEGIN_SPEED, END_SPEED = "<!-- speed: benchmarks/report.py writes what is between -->", "<!-- end of speed -->"
 PUBLISHED_NAME = {"ppo_continuous": "ppo"}
 ALGOS = ("ppo_continuous", "trpo", "a2c", "reinforce", "sac", "ddpg")
+STEPS = 1_000_000  # of the table, per seed
 ESTIMATORS = {  # of variance.py: where the trainings with them are
     "whole return R(tau)": "whole_return",
     "reward-to-go": "reward_to_go",
@@ -369,7 +370,7 @@ def style(axis: plt.Axes) -> None:
 def shorter_results(folder: Path) -> dict[tuple[str, str], dict[int, dict[str, np.ndarray]]]:
     """What is trained for less than the million steps of the table, by algorithm and task."""
     found = [(path.parent.parent.name, path.parent.name) for path in sorted(folder.glob("*/*/run.json"))]
-    found.sort(key=lambda cell: ALGOS.index(cell[0]))
+    found.sort(key=lambda cell: (*ALGOS, cell[0]).index(cell[0]))
     return {(algo, task): read_result(folder / algo / task) for algo, task in found}
 
 
@@ -631,14 +632,19 @@ def main(args: Args) -> int:
         if args.compare:
             print(compare(*args.compare))
             return 0
+        if not args.results.is_dir():
+            raise ValueError(f"{args.results} is no folder")
         results: dict[str, dict[str, dict]] = {}
         for algo in ALGOS:
             for meta in sorted((args.results / algo).glob("*/run.json")):
                 results.setdefault(algo, {})[meta.parent.name] = read_result(meta.parent)
+                steps = json.loads(meta.read_text())["args"]["total_timesteps"]
+                if steps != STEPS:
+                    raise ValueError(f"{meta} is of {steps:,} steps, the table of {STEPS:,}: shorter/ is for others")
+        files = contents(args, results)
     except ValueError as error:
         print(f"report.py: error: {error}", file=sys.stderr)
         return 2
-    files = contents(args, results)
     complaints = []
     for path, content in files.items():
         if path.exists() and path.read_bytes() == content:

@@ -17,6 +17,7 @@ is started again, from its last checkpoint where its disk is still there. Result
 """
 
 import csv
+import fcntl
 import hashlib
 import json
 import re
@@ -26,7 +27,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol
 
 import tyro
 from fingerprint import differences, fingerprint
@@ -75,6 +76,7 @@ class Job:
     first_step: int = 0  # where an earlier, cut-off process left it
     sha256: str = ""  # of the script as started
     fingerprint: dict[str, float] | None = None
+    lock: IO[str] | None = None  # held by whoever trains this cell
 
     @property
     def script(self) -> Path:
@@ -115,6 +117,18 @@ class Job:
         seeds = range(self.args.seed, self.args.seed + self.args.num_seeds)
         found = [first.parent / f"{head}__{seed}__{rest}" for seed in seeds]
         return found if all((folder / "metrics.csv").exists() for folder in found) else []
+
+    def claim(self) -> bool:
+        """Whether this cell is ours to train. Its process inherits the lock, so a harness that was killed does not give
+        it free while what it started still writes there."""
+        self.runs.parent.mkdir(parents=True, exist_ok=True)
+        self.lock = open(self.runs.with_name(f"{self.env_id}.lock"), "w")  # noqa: SIM115
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.lock.close()
+            return False
+        return True
 
     def set_other_runs_aside(self) -> None:
         """Go on with runs only of a script that computes the same, for as many steps: what the learning rate has fallen
@@ -183,8 +197,10 @@ class LocalLauncher:
 
     def start(self, job: Job) -> None:
         with open(job.output, "w") as output:
-            words = [sys.executable, str(job.script), *job.arguments]
-            self.processes[id(job)] = subprocess.Popen(words, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+            words, held = [sys.executable, str(job.script), *job.arguments], [job.lock.fileno()]
+            self.processes[id(job)] = subprocess.Popen(
+                words, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, pass_fds=held
+            )
 
     def poll(self, job: Job) -> int | None:
         return self.processes[id(job)].poll()
@@ -264,6 +280,10 @@ def run_matrix(matrix: list[Job], launcher: Launcher, args: Args) -> int:
     while waiting or running:
         while waiting and len(running) < launcher.slots:
             job = waiting.pop(0)
+            if not job.claim():
+                failed += 1
+                print(f"{job.algo} on {job.env_id}: left out, another process trains it in {job.runs}", flush=True)
+                continue
             job.sha256 = digest(job.script)
             if job.sha256 not in fingerprints:
                 fingerprints[job.sha256] = fingerprint_or_none(job.script)
@@ -277,11 +297,16 @@ def run_matrix(matrix: list[Job], launcher: Launcher, args: Args) -> int:
             if status is None:
                 continue
             running.remove(job)
+            job.lock.close()
             finished_steps += args.total_timesteps - job.first_step
             if status == 0 and job.folders():
-                job.gather(launcher.how())
-                done += 1
-                print(f"\r{job.algo} on {job.env_id}: {done} of {len(matrix)} cells complete", flush=True)
+                try:
+                    job.gather(launcher.how())
+                    done += 1
+                    print(f"\r{job.algo} on {job.env_id}: {done} of {len(matrix)} cells complete", flush=True)
+                except OSError as error:
+                    failed += 1
+                    print(f"\r{job.algo} on {job.env_id}: trained, but the result is not written: {error}", flush=True)
             else:
                 failed += 1
                 print(f"\r{job.algo} on {job.env_id}: failed with exit status {status}", flush=True)
@@ -314,7 +339,16 @@ def main(args: Args, extra: list[str]) -> int:
     if args.add_fingerprint:
         return add_fingerprints(args)
     args.run_dir = args.run_dir.resolve()  # Ray's workers have other working directories
-    matrix = [Job(algo, env_id, args, extra) for algo in args.algos for env_id in args.env_ids]
+    if args.results.resolve() == Args.results and args.total_timesteps != Args.total_timesteps:
+        return refuse(f"the table there is of {Args.total_timesteps:,} steps: give --results another folder")
+    cells = dict.fromkeys((algo, env_id) for algo in args.algos for env_id in args.env_ids)
+    matrix = [Job(algo, env_id, args, extra) for algo, env_id in cells]
+    try:
+        for job in matrix:
+            job.result.mkdir(parents=True, exist_ok=True)
+            job.runs.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return refuse(f"{error.filename} cannot be made: {error.strerror}")
     try:
         launcher = make_launcher(args, len(matrix))
     except ModuleNotFoundError as error:

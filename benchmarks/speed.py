@@ -322,6 +322,12 @@ def main(args: Args) -> None:
         (algo,) = args.algos
         print(json.dumps(measurements(algo, args)[args.worker]()))
         return
+    if unknown := set(args.algos) - {*ON_POLICY, *OFF_POLICY}:
+        raise SystemExit(f"speed.py: error: there is no {', '.join(unknown)}")
+    if missing := [folder for folder in (args.cleanrl, args.leanrl) if folder and not folder.is_dir()]:
+        raise SystemExit(f"speed.py: error: {missing[0]} is no checkout")
+    if args.repeats < 1:
+        raise SystemExit("speed.py: error: repeats is at least 1")
     failed = []
     for algo in args.algos:
         values: dict[str, list[float]] = {name: [] for name in measurements(algo, args)}

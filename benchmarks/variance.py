@@ -94,8 +94,10 @@ def main(options: Args) -> None:
     script = load("reinforce")
     words = [sys.executable, str(SCRIPT), "--env-id", options.env_id, "--total-timesteps", str(options.train_steps)]
     words += ["--run-dir", str(options.run_dir), "--num-evaluations", "0", "--resume", "auto"]
-    output = subprocess.run(words, check=True, capture_output=True, text=True).stdout
-    saved = torch.load(Path(output.splitlines()[1]) / "agent.pt", weights_only=True)
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
+    if done.returncode:  # it has said why
+        raise SystemExit(done.returncode)
+    saved = torch.load(Path(done.stdout.splitlines()[1]) / "agent.pt", weights_only=True)
     torch.manual_seed(1)
     base = saved["args"] | {"num_envs": options.num_envs, "horizon": 500, "num_steps": 500}
     agents, arguments = {}, {}

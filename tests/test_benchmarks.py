@@ -138,6 +138,25 @@ def test_sigterm_ends_a_matrix_and_its_runs(tmp_path, request):
     assert not list((tmp_path / "results").glob("*/*/run.json"))
 
 
+def test_what_a_killed_harness_left_running_is_not_trained_twice(tmp_path, request):
+    words = ["--env-ids", "InvertedPendulum-v4", "--num-seeds", "1", "--total-timesteps", "4000000"]
+    command = run_command(tmp_path, *words)
+    harness = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    request.addfinalizer(harness.kill)
+    deadline = time.time() + 300
+    while not list((tmp_path / "runs").glob("*/*/*/checkpoint.pt")):
+        assert time.time() < deadline
+        time.sleep(0.1)
+    (run,) = processes_of(tmp_path / "runs", "algos/ppo_continuous.py")
+    request.addfinalizer(lambda: os.kill(run, signal.SIGKILL))
+    harness.kill()
+    harness.wait()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "ppo_continuous on InvertedPendulum-v4: left out, another process trains it" in done.stdout
+    assert processes_of(tmp_path / "runs", "algos/ppo_continuous.py") == [run]
+
+
 def processes_of(run_dir, script):
     """Ids of the processes that run a script in a run folder below run_dir."""
     found = []
@@ -155,6 +174,15 @@ def test_what_cannot_work_is_refused(tmp_path):
         done = subprocess.run(run_command(tmp_path, *words), capture_output=True, text=True)
         assert done.returncode == 2
         assert done.stderr.startswith("run.py: error: ")
+    (tmp_path / "results").write_text("a file")
+    done = subprocess.run(run_command(tmp_path), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("run.py: error: ")
+    (tmp_path / "results").unlink()
+    words = [sys.executable, str(ROOT / "benchmarks" / "run.py"), "--total-timesteps", "640"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "run.py: error: the table there is of 1,000,000 steps: give --results another folder\n"
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "ray.py").write_text("raise ModuleNotFoundError('No module named ray', name='ray')")
     done = subprocess.run(
@@ -276,6 +304,7 @@ def write_result(folder, finals, steps=1000, noise_cost=0.0, **args):
         lines += [f"{seed},{steps},1.0,{final - noise_cost:.3f},{final:.3f},10"]
     (folder / "metrics.csv").write_text("\n".join([*lines, ""]))
     args = {"num_seeds": len(finals), "env_id": folder.name, "env_kwargs": {}, "exp_name": folder.parent.name} | args
+    args = {"total_timesteps": 1_000_000} | args
     (folder / "run.json").write_text(json.dumps({"trained_timesteps": steps, "args": args}))
 
 
@@ -288,6 +317,45 @@ def test_a_truncated_result_is_refused_by_name(tmp_path):
         (folder / "metrics.csv").write_text(cut)
         with pytest.raises(ValueError, match=r"cut/metrics\.csv"):
             reading.read_result(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("metrics.csv", "eval_return", "another"),
+        ("metrics.csv", "global_step", "another"),
+        ("metrics.csv", "seed,", "another,"),
+        ("metrics.csv", "99.000,99.000", "99.000,"),
+        ("metrics.csv", "99.000,99.000", "99.000,nan"),
+        ("metrics.csv", "99.000,99.000", ",99.000"),
+        ("metrics.csv", "99.000,99.000", "abc,99.000"),
+        ("metrics.csv", "2,500,", "2,501,"),
+        ("run.json", "trained_timesteps", "another"),
+        ("run.json", "}", ""),
+    ],
+)
+def test_a_broken_result_is_refused_by_name(file, old, new, tmp_path):
+    folder = tmp_path / "a2c" / "Hopper-v4"
+    write_result(folder, [101.5, 99.0, 103.2])
+    text = (folder / file).read_text()
+    assert old in text
+    (folder / file).write_text(text.replace(old, new))
+    words = [sys.executable, str(ROOT / "benchmarks" / "report.py"), "--check", "--results", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"report.py: error: {folder}/")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_table_of_other_lengths_is_refused(tmp_path):
+    write_result(tmp_path / "a2c" / "Hopper-v4", [101.5, 99.0], total_timesteps=4096)
+    words = [sys.executable, str(ROOT / "benchmarks" / "report.py"), "--check", "--results"]
+    done = subprocess.run([*words, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "is of 4,096 steps, the table of 1,000,000" in done.stderr
+    done = subprocess.run([*words, str(tmp_path / "nowhere")], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"report.py: error: {tmp_path / 'nowhere'} is no folder\n"
 
 
 def test_the_curve_against_the_clock_is_steps_over_the_measured_rate(tmp_path, monkeypatch):

@@ -113,6 +113,7 @@ def synthetic_results(folder, algos, tasks):
 @pytest.mark.parametrize("algos", [(), ("ppo_continuous",), ("ppo_continuous", "a2c", "sac")])
 def test_the_report_is_the_same_bytes_again(tmp_path, algos):
     """With no algorithm, one and several; the second process checks what the first has written."""
+    (tmp_path / "results").mkdir()
     synthetic_results(tmp_path / "results", algos, TASKS)
     shutil.copy(ROOT / "README.md", tmp_path / "README.md")
     words = [sys.executable, str(ROOT / "benchmarks" / "report.py"), "--results", str(tmp_path / "results")]
