@@ -23,44 +23,36 @@ def finished(step: int, args: dict[str, Any], trained_timesteps: int) -> bool:
 
 
 def read_result(folder: Path) -> dict[int, dict[str, np.ndarray]]:
-    """The columns of a result by seed. Raises ValueError, naming the file, if it is cut off or inconsistent."""
+    """The columns of a result by seed. Raises ValueError, naming the folder, if it is cut off or inconsistent."""
     try:
         return checked_result(folder)
-    except (OSError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'metrics.csv'} or run.json beside it: {error!r}") from None
+    except KeyError as error:
+        raise ValueError(f"{folder}: there is no {error}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}: {error}") from None
 
 
 def checked_result(folder: Path) -> dict[int, dict[str, np.ndarray]]:
-    path = folder / "metrics.csv"
-    try:
-        meta = json.loads((folder / "run.json").read_text())
-    except ValueError as error:
-        raise ValueError(f"{folder / 'run.json'}: {error}") from None
-    rows = read_rows(path)
+    meta, rows = json.loads((folder / "run.json").read_text()), read_rows(folder / "metrics.csv")
     seeds: dict[int, dict[str, np.ndarray]] = {}
     for seed in sorted({int(row["seed"]) for row in rows if row["seed"]}):
         own = [row for row in rows if row["seed"] == str(seed)]
         if any(value is None for row in own for value in row.values()):
-            raise ValueError(f"{path}: a row of seed {seed} is cut off")
-        try:
-            seeds[seed] = {
-                name: np.array([float(row[name]) if row[name] else np.nan for row in own])
-                for name in own[0]
-                if name != "seed"
-            }
-        except ValueError as error:
-            raise ValueError(f"{path}: seed {seed}: {error}") from None
-        step = int(own[-1]["global_step"])
-        if not finished(step, meta["args"], meta["trained_timesteps"]):
-            raise ValueError(f"{path}: seed {seed} ends at step {step}, not {meta['trained_timesteps']}")
-        if not np.isfinite(seeds[seed]["eval_return"][-1]):
-            raise ValueError(f"{path}: seed {seed} has no final evaluation")
-        if not np.isfinite(seeds[seed]["episodic_return"][-1]):
-            raise ValueError(f"{path}: seed {seed} has no return of training at its end")
+            raise ValueError(f"a row of seed {seed} is cut off")
+        seeds[seed] = {
+            name: np.array([float(row[name]) if row[name] else np.nan for row in own])
+            for name in own[0]
+            if name != "seed"
+        }
+        last = {name: column[-1] for name, column in seeds[seed].items()}
+        if not finished(int(last["global_step"]), meta["args"], meta["trained_timesteps"]):
+            raise ValueError(f"seed {seed} ends at step {last['global_step']:.0f}, not {meta['trained_timesteps']}")
+        if not np.isfinite([last["eval_return"], last["episodic_return"]]).all():
+            raise ValueError(f"seed {seed} has no return of an evaluation or of training at its end")
     if len({tuple(columns["global_step"]) for columns in seeds.values()}) > 1:
-        raise ValueError(f"{path}: its seeds have reported at different steps")
+        raise ValueError("its seeds have reported at different steps")
     if len(seeds) != meta["args"]["num_seeds"]:
-        raise ValueError(f"{path}: {len(seeds)} seeds, not {meta['args']['num_seeds']}")
+        raise ValueError(f"{len(seeds)} seeds, not {meta['args']['num_seeds']}")
     return seeds
 
 

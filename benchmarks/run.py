@@ -121,7 +121,6 @@ class Job:
     def claim(self) -> bool:
         """Whether this cell is ours to train. Its process inherits the lock, so a harness that was killed does not give
         it free while what it started still writes there."""
-        self.runs.parent.mkdir(parents=True, exist_ok=True)
         self.lock = open(self.runs.with_name(f"{self.env_id}.lock"), "w")  # noqa: SIM115
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

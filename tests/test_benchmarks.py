@@ -123,32 +123,36 @@ def test_runs_of_another_script_or_length_are_set_aside(tmp_path):
     assert folders(1280, "one of which that is not known", None) == 4
 
 
-def test_sigterm_ends_a_matrix_and_its_runs(tmp_path, request):
+@pytest.fixture
+def training(tmp_path):
+    """A harness in the middle of a cell: its command, its process, and the id of the process that trains."""
     words = ["--env-ids", "InvertedPendulum-v4", "--num-seeds", "1", "--total-timesteps", "4000000"]
-    process = subprocess.Popen(run_command(tmp_path, *words), stdout=subprocess.DEVNULL)
-    request.addfinalizer(process.terminate)
-    deadline = time.time() + 300
-    while not list((tmp_path / "runs").glob("*/*/*/checkpoint.pt")):
-        assert time.time() < deadline
-        time.sleep(0.1)
-    (run,) = processes_of(tmp_path / "runs", "algos/ppo_continuous.py")
-    process.terminate()
-    assert process.wait(120) == 128 + signal.SIGTERM
+    command = run_command(tmp_path, *words)
+    harness = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.time() + 300
+        while not list((tmp_path / "runs").glob("*/*/*/checkpoint.pt")):
+            assert time.time() < deadline
+            time.sleep(0.1)
+        (run,) = processes_of(tmp_path / "runs", "algos/ppo_continuous.py")
+        yield command, harness, run
+    finally:
+        harness.kill()
+        harness.wait()
+        for left in processes_of(tmp_path / "runs", "algos/ppo_continuous.py"):
+            os.kill(left, signal.SIGKILL)
+
+
+def test_sigterm_ends_a_matrix_and_its_runs(tmp_path, training):
+    _, harness, run = training
+    harness.terminate()
+    assert harness.wait(120) == 128 + signal.SIGTERM
     assert not os.path.exists(f"/proc/{run}")
     assert not list((tmp_path / "results").glob("*/*/run.json"))
 
 
-def test_what_a_killed_harness_left_running_is_not_trained_twice(tmp_path, request):
-    words = ["--env-ids", "InvertedPendulum-v4", "--num-seeds", "1", "--total-timesteps", "4000000"]
-    command = run_command(tmp_path, *words)
-    harness = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    request.addfinalizer(harness.kill)
-    deadline = time.time() + 300
-    while not list((tmp_path / "runs").glob("*/*/*/checkpoint.pt")):
-        assert time.time() < deadline
-        time.sleep(0.1)
-    (run,) = processes_of(tmp_path / "runs", "algos/ppo_continuous.py")
-    request.addfinalizer(lambda: os.kill(run, signal.SIGKILL))
+def test_what_a_killed_harness_left_running_is_not_trained_twice(tmp_path, training):
+    command, harness, run = training
     harness.kill()
     harness.wait()
     done = subprocess.run(command, capture_output=True, text=True)
@@ -315,7 +319,7 @@ def test_a_truncated_result_is_refused_by_name(tmp_path):
     whole = (folder / "metrics.csv").read_text()
     for cut in (whole[: len(whole) // 2], whole[:-12], "\n".join(whole.splitlines()[:15])):
         (folder / "metrics.csv").write_text(cut)
-        with pytest.raises(ValueError, match=r"cut/metrics\.csv"):
+        with pytest.raises(ValueError, match="cut: "):
             reading.read_result(folder)
 
 
@@ -343,7 +347,7 @@ def test_a_broken_result_is_refused_by_name(file, old, new, tmp_path):
     words = [sys.executable, str(ROOT / "benchmarks" / "report.py"), "--check", "--results", str(tmp_path)]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"report.py: error: {folder}/")
+    assert done.stderr.startswith(f"report.py: error: {folder}: ")
     assert len(done.stderr.splitlines()) == 1
 
 
