@@ -21,7 +21,7 @@ went, and take one gradient step that makes better-than-expected actions more li
     python algos/a2c.py --env-id Walker2d-v4 --gae-lambda 0 --num-steps 1                  # TD actor-critic
 
 A3C plays the environments in asynchronous workers, whose gradients arrive late; here they step together and one batch
-holds them all; n counts to the end of the rollout or of the episode. The theorem weights step t by gamma^t, or
+holds them all; n reaches to the end of the rollout or episode. The theorem weights step t by gamma^t, or
 draws states from d: each further step is played with probability gamma. Practice drops the weight, as this script does,
 and what is then followed is in general the gradient of no objective (Nota and Thomas, 2020, arXiv:1906.07073).
 
@@ -33,19 +33,19 @@ Details that matter:
  3. obs[t + 1] is the true next observation of every valid row, the last of an episode included. So truncation
     bootstraps from V(obs[t + 1]); termination does not; the trace is cut at both.
  4. A policy is a softmax over actions or a normal, whichever the task takes; the algorithm does not change.
- 5. Observations are centred and divided by their running deviation, which takes in a batch only after its update.
-    Rewards are not centred, but divided by the running deviation of an episode's discounted sum of rewards so far, this
-    batch included. Both are clipped to +-10. Evaluation uses the same statistics of observations, frozen, and the
-    return as the task gives it.
- 6. The unit of a normal policy is half the action range. Actions are scaled and clipped to the task's bounds where they
-    leave for the simulator, while the log-probability is that of the action before clipping. Its standard deviation
-    sigma has a floor: the gradient of the mean grows like 1 / sigma, and where all advantages are noise, that undoes a
-    perfect policy.
+ 5. Observations are centred and divided by their running standard deviation, whose statistics take in a batch only
+    after its update. Rewards are not centred, but divided by the running standard deviation of an episode's discounted
+    sum of rewards so far, this batch included. Both are clipped to +-10. Evaluation freezes the statistics and reports
+    the task's own return.
+ 6. The unit of a normal policy is half the action range. Actions are scaled and clipped to the task's bounds for the
+    simulator only; the log-probability is that of the unclipped action. The policy's standard deviation sigma has a
+    floor: the gradient of the mean grows like 1 / sigma, and when advantages are only noise, that ruins a perfect
+    policy.
  7. Far outside the action range all samples of a normal policy are clipped to the same action: nothing is explored any
     more, and the gradient is noise. `bounds_loss` keeps the mean from going there, as that of rl_games does.
-Deviations from the paper: 5, 7, the floor, orthogonal initialisation, no recurrence, a sigma that does not depend
-on the state, a clipped gradient norm, no entropy bonus, GAE, and Adam. Closer to the paper is
-`--gae-lambda 1 --num-steps 5 --optimizer rmsprop --ent-coef 1e-4 --bounds-loss-coef 0`, though PyTorch's RMSprop
+Deviations from the paper: 5, 6, 7, orthogonal initialisation, other networks and no recurrence, a sigma that does not
+depend on the state, a clipped gradient norm, no entropy bonus, GAE, and Adam. Closer to the paper's Atari runs is
+`--gae-lambda 1 --num-steps 5 --optimizer rmsprop --ent-coef 0.01 --bounds-loss-coef 0`, though PyTorch's RMSprop
 divides by sqrt(g) + epsilon, the paper's by sqrt(g + epsilon).
 """
 
@@ -117,7 +117,7 @@ class Args:
     bounds_loss_coef: float = 0.01  # weight of the squared distance of a normal policy's mean from the action range
     max_grad_norm: float = 0.5  # norm to which each seed's gradient is clipped
     hidden_size: int = 64  # units in each of the two hidden layers; with 0 there are none, and all is linear
-    log_std_init: float = -0.5  # logarithm of the first standard deviation, in units of half the action range
+    log_std_init: float = -0.5  # logarithm of the initial standard deviation, in units of half the action range
     log_std_min: float = -1.5  # floor of that logarithm
 
     # Speed
@@ -180,7 +180,7 @@ def mlp(
 
 class Agent(nn.Module):
     """Actor, critic and statistics of S seeds. Every tensor starts with the seed axis, so `state_dict()[name][k:k+1]`
-    is the agent of seed k alone, and the first weights of a seed do not depend on its company."""
+    is the agent of seed k alone, and the initial weights of a seed do not depend on the other seeds."""
 
     def __init__(self, obs_space: gymnasium.spaces.Box, action_space: gymnasium.Space, args: Args) -> None:
         super().__init__()
@@ -412,7 +412,7 @@ def train(args: Args) -> list[Path]:
     check_spaces(envs, args, gymnasium.spaces.Box, gymnasium.spaces.Discrete)
     action_space = envs.single_action_space
     agent = Agent(envs.single_observation_space, action_space, args).to(device)
-    learning_rate = torch.tensor(args.learning_rate, device=device)  # a tensor: a graph would keep a number for ever
+    learning_rate = torch.tensor(args.learning_rate, device=device)  # a tensor: a CUDA graph would freeze a number
     if args.optimizer == "adam":
         optimizer = torch.optim.Adam(agent.parameters(), learning_rate, eps=1e-5, fused=True, capturable=on_cuda)
     else:
@@ -449,7 +449,7 @@ def train(args: Args) -> list[Path]:
 
     act, learn = (capture(f, state, args, device) for f in (act, learn))
     for total in (carry, *losses.values()):
-        total.zero_()  # of what the warm-up left
+        total.zero_()  # drop what the warm-up left
     torch.manual_seed(spaced_seeds(args, 1, 2, step)[0])  # the noise of all seeds comes from one stream
 
     next_obs, done, iterations, saved_at = envs.reset()[0], np.zeros((S, N), bool), 0, time.perf_counter()

@@ -9,9 +9,10 @@ it, by the gradient that runs from Q through the action; noise on the action exp
 
     J = E[ sum_t gamma^t r_t ]                                               objective
     y = r + gamma * (1 - terminated) * Q_target(s', pi_target(s'))           td_target
-    critic: min E[ (Q(s, a) - y)^2 ]                                         algorithm 1, update
-    actor: max E[ Q(s, pi(s)) ],  grad J = E[ grad_a Q(s, a) grad pi(s) ]    deterministic policy gradient (eq. 6)
-    Q_target <- (1 - tau) * Q_target + tau * Q,  and pi_target likewise      Polyak averaging, from equal weights on
+    critic: min E_replay[ (Q(s, a) - y)^2 ]                                  algorithm 1, update
+    actor: max E_replay[ Q(s, pi(s)) ]                                       update
+        grad J ~ E_replay[ grad_a Q(s, a) grad pi(s) ],  a = pi(s)           deterministic policy gradient (eq. 6)
+    Q_target <- (1 - tau) * Q_target + tau * Q,  and pi_target likewise      Polyak averaging; equal at the start
     a = clip(pi(s) + sigma * xi)                                             exploration
 
     python algos/ddpg.py --env-id HalfCheetah-v4
@@ -29,11 +30,11 @@ Details that matter:
  5. Noise is normal, drawn anew for every environment and every dimension of the action, in units of half its range.
  6. The gradient runs from Q through the action into the policy; the critic's own weights get none of it.
  7. Observations and rewards are taken as they are.
- 8. The critic's learning rate is the larger one: the actor climbs the Q that there is, so Q has to be right first.
-Deviations from the paper (in brackets what it has): 4 (one environment, one update a step), uncorrelated noise
-(Ornstein-Uhlenbeck), random actions at first, the action enters the critic's first layer (second), 256 x 256 units
-(400, 300), an actor's learning rate of 3e-4 (1e-4), batches of 256 (64), tau 0.005 (0.001), orthogonal initialisation
-(uniform), no batch normalisation, no weight decay.
+ 8. The critic's learning rate is the larger one: the actor climbs the current Q, so Q must be right first.
+Deviations from the paper (in brackets what it has): 3 (no end of an episode), 4 (one environment, one update a step),
+uncorrelated noise (Ornstein-Uhlenbeck), random actions at first, the action enters the critic's first layer (second),
+256 x 256 units (400, 300), an actor's learning rate of 3e-4 (1e-4), batches of 256 (64), tau 0.005 (0.001), orthogonal
+initialisation (uniform), no batch normalisation, no weight decay.
 """
 
 import contextlib
@@ -122,7 +123,7 @@ class Args:
         check_ranges(self)
         if self.num_envs > self.buffer_size:
             refuse(f"a replay of {self.buffer_size} transitions does not hold a step of {self.num_envs} environments")
-        # An iteration learns and then steps: the last one must find learning_starts steps behind it
+        # An iteration learns and then steps: the last one must come after learning_starts steps
         if self.utd_ratio == 0 or self.trained_timesteps < self.learning_starts + self.num_envs:
             given = {name: getattr(self, name) for name in ("total_timesteps", "learning_starts", "utd_ratio")}
             refuse(f"nothing is learned with {', '.join(f'{name} = {value}' for name, value in given.items())}")
@@ -163,7 +164,7 @@ def mlp(
 
 class Agent(nn.Module):
     """Actors of S seeds. Every tensor starts with the seed axis, so `state_dict()[name][k:k+1]` is the agent of seed k
-    alone, and the first weights of a seed do not depend on its company."""
+    alone, and the initial weights of a seed do not depend on the other seeds."""
 
     def __init__(self, obs_space: gymnasium.spaces.Box, action_space: gymnasium.spaces.Box, args: Args) -> None:
         super().__init__()
@@ -237,7 +238,7 @@ def q_value(critic: nn.Sequential, obs: Tensor, actions: Tensor) -> Tensor:
 
 
 def td_target(rewards: Tensor, terminated: Tensor, next_values: Tensor, gamma: float) -> Tensor:
-    """r + gamma * (1 - terminated) * V(s'); a truncated episode goes on behind its last step."""
+    """r + gamma * (1 - terminated) * V(s'); a truncated episode still has V(s') to come."""
     return rewards + gamma * torch.where(terminated > 0, 0.0, next_values)  # 0 times what is not finite would be NaN
 
 
@@ -258,14 +259,14 @@ def update(
     obs, next_obs, actions, rewards, terminated = replay.sample(args.batch_size)
     with torch.no_grad():
         next_values = q_value(critic_target, next_obs, agent_target.deterministic_action(next_obs))
-        target = td_target(rewards, terminated, next_values, args.gamma)
+        y = td_target(rewards, terminated, next_values, args.gamma)
     q = q_value(critic, obs, actions)  # [S, B]
-    critic_loss = (q - target).square().mean(-1)
+    critic_loss = (q - y).square().mean(-1)
     critic_optimizer.zero_grad()
     critic_loss.sum().backward()
     critic_optimizer.step()
 
-    critic.requires_grad_(False)  # the actor's loss is no business of its weights
+    critic.requires_grad_(False)  # saves a gradient that nobody uses
     actor_loss = -q_value(critic, obs, agent.deterministic_action(obs)).mean(-1)
     critic.requires_grad_(True)
     actor_optimizer.zero_grad()
@@ -342,7 +343,7 @@ def train(args: Args) -> list[Path]:
                 losses[name].add_(value)
 
     act, act_randomly, store, learn = (capture(f, touched, args, device) for f in (act, act_randomly, store, learn))
-    torch._foreach_zero_(list(losses.values()))  # of what the warm-up left
+    torch._foreach_zero_(list(losses.values()))  # drop what the warm-up left
     torch.manual_seed(spaced_seeds(args, 1, 2, step)[0])  # noise and samples of all seeds come from one stream
 
     next_obs, skip, owed, updates = envs.reset()[0].reshape(S, N, -1), np.zeros((S, N), bool), 0.0, 0

@@ -14,6 +14,7 @@ KL-penalised) importance ratio keeps the new policy near the one that acted.
     kl_coef doubles where KL > 1.5 * target_kl, halves where KL < target_kl / 1.5      section 4, adapt_kl_coef
     A_t = sum_l (gamma * lambda)^l delta_{t+l}                               eq. 11, compute_gae
     delta_t = r_t + gamma * (1 - terminated_t) * V(s_{t+1}) - V(s_t)         eq. 12
+    loss = -L + vf_coef * E[ (V - (A + V_old))^2 ] / 2 - ent_coef * E[ entropy ]       eq. 9, update_minibatch
 
 Importance sampling corrects the actions only, and its variance grows as pi leaves pi_old; states are still those of
 pi_old. Hence the clipping, or the penalty.
@@ -31,12 +32,12 @@ Details that matter:
     episode. That row is no transition: `valid` masks it out of every loss and statistic.
  3. obs[t + 1] is the true next observation of every valid row, the last of an episode included. So truncation
     bootstraps from V(obs[t + 1]); termination does not; the trace of GAE is cut at both.
- 4. Observations are centred and divided by their running deviation, which takes in a batch only after its update: the
-    ratio of the first minibatch is 1. Rewards are not centred, but divided by the running deviation of an episode's
-    discounted sum of rewards so far, this batch included. Both are clipped to +-10. Evaluation uses the same statistics
-    of observations, frozen, and the return as the task gives it.
- 5. The policy's unit is half the action range. Actions are scaled and clipped to the task's bounds where they leave for
-    the simulator, while the log-probability is that of the action before clipping.
+ 4. Observations are centred and divided by their running standard deviation, whose statistics take in a batch only
+    after its update: the ratio of the first minibatch is 1. Rewards are not centred, but divided by the running
+    standard deviation of an episode's discounted sum of rewards so far, this batch included. Both are clipped to +-10.
+    Evaluation freezes the statistics and reports the task's own return.
+ 5. The policy's unit is half the action range. Actions are scaled and clipped to the task's bounds for the simulator
+    only; the log-probability is that of the unclipped action.
  6. Advantages are normalised once per iteration over the seed's whole batch, reset rows left out.
  7. Orthogonal initialisation (gain sqrt 2, the policy's last layer 0.01), Adam with epsilon 1e-5, learning rate
     annealed linearly to 0, gradient norm clipped.
@@ -48,7 +49,8 @@ Details that matter:
     their rows: what is summed over rows is summed over ranks. So the ranks' agents stay bit-identical, and their steps
     count together: global_step grows by num_envs * num_steps * ranks per iteration. Rank 0 evaluates and writes; the
     episodic return and length that it logs are those of its own environments.
-Deviations from the paper: 4, 5, 6, 7, 8, and the optional clipping of the value.
+Deviations from the paper (in brackets what it has): 4, 5, 6, 7, 8, 64 environments of 32 steps (one of 2,048),
+minibatches of 128 (64), a learning rate of 5e-4 at first (3e-4), and the optional clipping of the value.
 """
 
 import contextlib
@@ -118,14 +120,14 @@ class Args:
     num_minibatches: int = 16  # minibatches per pass
     norm_adv: bool = True  # normalise advantages
     clip_coef: float = 0.2  # epsilon of the clipped ratio
-    kl_coef: float | None = None  # use the KL penalty, with this first coefficient, instead of the clipped ratio
+    kl_coef: float | None = None  # use the KL penalty, with this initial coefficient, instead of the clipped ratio
     target_kl: float = 0.01  # KL(old, new) per iteration around which the penalty's coefficient doubles or halves
     clip_vloss: bool = False  # clip the change of the value as well, by clip_coef
     vf_coef: float = 0.25  # weight of the value loss
     ent_coef: float = 0.0  # weight of the entropy bonus
     max_grad_norm: float = 0.5  # norm to which each seed's gradient is clipped
     hidden_size: int = 64  # units in each of the two hidden layers; with 0 there are none, and all is linear
-    log_std_init: float = -1.0  # logarithm of the first standard deviation, in units of half the action range
+    log_std_init: float = -1.0  # logarithm of the initial standard deviation, in units of half the action range
     log_std_min: float = -1.6  # floor of that logarithm
     anneal_log_std: bool = True  # let it fall linearly from the one to the other, instead of learning it
 
@@ -203,7 +205,7 @@ def mlp(
 
 class Agent(nn.Module):
     """Actor, critic and statistics of S seeds. Every tensor starts with the seed axis, so `state_dict()[name][k:k+1]`
-    is the agent of seed k alone, and the first weights of a seed do not depend on its company."""
+    is the agent of seed k alone, and the initial weights of a seed do not depend on the other seeds."""
 
     def __init__(self, obs_space: gymnasium.spaces.Box, action_space: gymnasium.spaces.Box, args: Args) -> None:
         super().__init__()
@@ -480,7 +482,7 @@ def train(args: Args) -> list[Path]:
     check_spaces(envs, args, gymnasium.spaces.Box)
     action_space = envs.single_action_space
     agent = Agent(envs.single_observation_space, action_space, args).to(device)
-    learning_rate = torch.tensor(args.learning_rate, device=device)  # a tensor: a graph would keep a number for ever
+    learning_rate = torch.tensor(args.learning_rate, device=device)  # a tensor: a CUDA graph would freeze a number
     trained = [parameter for parameter in agent.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, learning_rate, eps=1e-5, fused=True, capturable=on_cuda)
     kl_coef = torch.full((S,), args.kl_coef or 0.0, device=device)
@@ -532,7 +534,7 @@ def train(args: Args) -> list[Path]:
 
     act, prepare, update_epoch, finish = (capture(f, state, args, device) for f in (act, prepare, update_epoch, finish))
     for total in (carry, *losses.values()):
-        total.zero_()  # of what the warm-up left
+        total.zero_()  # drop what the warm-up left
     torch.manual_seed(spaced_seeds(args, 1, 2, step, rank)[0])  # one stream of noise and minibatches for all seeds
 
     next_obs, done, iterations, stop, saved_at = envs.reset()[0], np.zeros((S, N), bool), 0, 0, time.perf_counter()

@@ -21,16 +21,16 @@ of an expected return needs no model of the task, because grad pi = pi * grad lo
     python algos/reinforce.py --env-id CartPole-v1 --baseline mean --hidden-size 0         # a linear policy
 
 Baselines, and the bias of each:
-    none, mean   Whole episodes: every environment starts anew, contributes its first episode of the batch and nothing
-                 after it, for a second one would favour short ones. Nothing is bootstrapped. The average is older than
-                 the batch; its own batch's would depend on the actions that it judges. Before its norm is clipped, the
-                 gradient has no bias but that of detail 1, and what detail 6 does to rewards: their scale has seen the
-                 batch, and they are clipped. Its variance is the price: H uncorrelated terms, each with a return of up
-                 to H rewards, squared, can grow like H * H^2 = H^3.
-    value        Environments go on from batch to batch. What lies behind the end of a batch, and behind a time limit,
-                 is replaced by V, whose error is the bias. But for detail 8 and Adam's epsilon this is `a2c.py
-                 --gae-lambda 1 --bounds-loss-coef 0` with rarer, larger batches, which Sutton and Barto (2018, chapter
-                 13) would call actor-critic.
+    none, mean   Whole episodes of up to `horizon` steps: every environment starts anew, contributes its first episode
+                 of the batch and nothing after it, since a second would favour short episodes. Nothing is bootstrapped.
+                 The average b is of earlier batches; this batch's own would depend on the actions it judges. Before its
+                 norm is clipped, the gradient has no bias but that of detail 1, and what detail 6 does to rewards:
+                 their scale has seen the batch, and they are clipped. The price is variance: a sum of H terms, each
+                 times a return of up to H rewards, can have one that grows like H * H^2 = H^3.
+    value        Environments go on from batch to batch. What comes after the end of a batch or a time limit is replaced
+                 by V, whose error is the bias. Except for detail 8 and Adam's epsilon this is `a2c.py --gae-lambda 1
+                 --bounds-loss-coef 0` with rarer, larger batches, which Sutton and Barto (2018, chapter 13) would call
+                 actor-critic.
 
 Details that matter:
  1. The theorem weights step t by gamma^t, or draws states from d: play on with probability gamma, else stop, and take
@@ -43,17 +43,18 @@ Details that matter:
  4. obs[t + 1] is the true next observation of every valid row, the last of an episode included. So with a learned V
     truncation bootstraps from V(obs[t + 1]); termination does not. With none or mean, truncation is an end as well.
  5. A policy is a softmax over actions or a normal, whichever the task takes, of a network or (--hidden-size 0) linear;
-    the algorithm does not change. But V is linear then as well, and to bootstrap from a V that cannot fit is to follow
-    its error: a linear policy solves CartPole-v1 with a moving average, and forgets it again with V(s).
- 6. Observations are centred and divided by their running deviation, which takes in a batch only after its update.
-    Rewards are not centred, but divided by the running deviation of an episode's discounted sum of rewards so far, this
-    batch included. Both are clipped to +-10. Evaluation uses the same statistics of observations, frozen, and the
-    return as the task gives it.
- 7. The unit of a normal policy is half the action range. Actions are scaled and clipped to the task's bounds where they
-    leave for the simulator, while the log-probability is that of the action before clipping.
- 8. The sum over a batch is divided by a constant, not by the number of its steps, which depends on the actions.
+    the algorithm does not change. But V is linear then as well, and bootstrapping from a V that cannot fit follows its
+    error: a linear policy solves CartPole-v1 with a moving average, and forgets it again with V(s).
+ 6. Observations are centred and divided by their running standard deviation, whose statistics take in a batch only
+    after its update. Rewards are not centred, but divided by the running standard deviation of an episode's discounted
+    sum of rewards so far, this batch included. Both are clipped to +-10. Evaluation freezes the statistics and reports
+    the task's own return.
+ 7. The unit of a normal policy is half the action range. Actions are scaled and clipped to the task's bounds for the
+    simulator only; the log-probability is that of the unclipped action.
+ 8. The policy's sum over a batch is divided by a constant, not by the number of steps, which depends on the actions.
  9. The standard deviation sigma of a normal policy has a floor, for the gradient of the mean grows like 1 / sigma.
-Deviations from the paper: 6, 9, Adam, a clipped gradient norm, two hidden layers, and what the default bootstraps.
+Deviations from the paper, where one reward r of a whole episode weights all of it by r - b: reward-to-go, gamma, V(s),
+what the default bootstraps, 6, 7, 9, Adam, an annealed rate, a clipped gradient norm, orthogonal initialisation.
 """
 
 import contextlib
@@ -124,7 +125,7 @@ class Args:
     ent_coef: float = 0.0  # weight of the entropy bonus
     max_grad_norm: float = 0.5  # norm to which each seed's gradient is clipped
     hidden_size: int = 64  # units in each of the two hidden layers; with 0 there are none, and all is linear
-    log_std_init: float = -0.5  # logarithm of the first standard deviation, in units of half the action range
+    log_std_init: float = -0.5  # logarithm of the initial standard deviation, in units of half the action range
     log_std_min: float = -1.5  # floor of that logarithm
 
     # Speed
@@ -193,7 +194,7 @@ def mlp(
 
 class Agent(nn.Module):
     """Actor, critic and statistics of S seeds. Every tensor starts with the seed axis, so `state_dict()[name][k:k+1]`
-    is the agent of seed k alone, and the first weights of a seed do not depend on its company."""
+    is the agent of seed k alone, and the initial weights of a seed do not depend on the other seeds."""
 
     def __init__(self, obs_space: gymnasium.spaces.Box, action_space: gymnasium.Space, args: Args) -> None:
         super().__init__()
@@ -315,7 +316,7 @@ def masked_var(x: Tensor, valid: Tensor) -> Tensor:
 
 
 def reward_to_go(rewards: Tensor, next_values: Tensor, terminated: Tensor, done: Tensor, gamma: float) -> Tensor:
-    """G_t of every row, all [T, S, N]. What lies behind the last row, or behind a truncation, is worth next_values."""
+    """G_t of every row, all [T, S, N]. What comes after the last row or a truncation is worth next_values."""
     returns, following = torch.zeros_like(rewards), next_values[-1]
     for t in reversed(range(len(rewards))):
         following = torch.where(done[t], next_values[t], following)
@@ -364,7 +365,7 @@ def compute_targets(
     returns = reward_to_go(rewards, values[1:], rollout["terminated"], done, args.gamma)
     if not args.reward_to_go:
         returns = returns[:1].expand_as(returns)  # R(tau): episodes begin in the first row
-    weights = returns - values[:-1]
+    weights = returns - values[:-1]  # of log pi: G_t - b(s_t)
     if args.baseline == "mean":
         weights = returns - (average[:, 0] / average[:, 1].clamp(min=1e-8))[:, None]
         batch_mean = masked_mean(seeds_first(returns), valid)
@@ -378,7 +379,7 @@ def compute_targets(
     return batch | {"valid": valid}
 
 
-# With baseline none or mean V is not trained, and what is said of it means nothing
+# With baseline none or mean V is not trained: its loss and explained variance mean nothing
 LOSSES = ("policy_loss", "value_loss", "entropy", "grad_norm", "explained_variance")
 
 
@@ -399,7 +400,7 @@ def update(
     v_loss = 0.5 * masked_mean(error.square(), valid)
     vf_coef = args.vf_coef if args.baseline == "value" else 0.0  # V, unused, would take its share of the clipped norm
     policy_entropy = entropy(policy)
-    bonus = -policy_loss(policy_entropy, torch.ones_like(returns), valid)  # the same constant divides it
+    bonus = torch.where(valid, policy_entropy, 0.0).sum(1) / valid.shape[1]  # the policy loss's constant divides it
     optimizer.zero_grad()
     (p_loss + vf_coef * v_loss - args.ent_coef * bonus).sum().backward()
     grad_norm = clip_grad_norm(optimizer.param_groups[0]["params"], args.max_grad_norm)
@@ -428,9 +429,9 @@ def train(args: Args) -> list[Path]:
     check_spaces(envs, args, gymnasium.spaces.Box, gymnasium.spaces.Discrete)
     action_space = envs.single_action_space
     agent = Agent(envs.single_observation_space, action_space, args).to(device)
-    learning_rate = torch.tensor(args.learning_rate, device=device)  # a tensor: a graph would keep a number for ever
+    learning_rate = torch.tensor(args.learning_rate, device=device)  # a tensor: a CUDA graph would freeze a number
     optimizer = torch.optim.Adam(agent.parameters(), learning_rate, fused=True, capturable=on_cuda)
-    average = torch.zeros(S, 2, device=device)  # moving averages of the returns and of 1
+    average = torch.zeros(S, 2, device=device)  # moving averages of returns and of 1, which corrects the start from 0
     state = agent.state_dict() | optimizer_state(optimizer, "adam") | {"average": average}  # all that training changes
     if saved:
         restore(state, saved.pop("state"))
@@ -464,14 +465,14 @@ def train(args: Args) -> list[Path]:
 
     act, learn = (capture(f, state, args, device) for f in (act, learn))
     for total in (carry, *losses.values()):
-        total.zero_()  # of what the warm-up left
+        total.zero_()  # drop what the warm-up left
     torch.manual_seed(spaced_seeds(args, 1, 2, step)[0])  # the noise of all seeds comes from one stream
 
     next_obs, iterations, saved_at = envs.reset()[0], 0, time.perf_counter()
     skip, age = np.zeros((S, N), bool), np.zeros((S, N))  # skip: the next step of this environment is no transition
     with catch_signals() as signals:
         while step <= room and len(failed) < S:
-            if args.whole_episodes and iterations + step:  # start anew
+            if args.whole_episodes and step:  # start anew
                 if on_cuda:
                     torch.cuda.current_stream(device).synchronize()  # the last batch has left the pinned memory
                 next_obs = envs.reset()[0]

@@ -4,8 +4,8 @@
 # ///
 """Soft Actor-Critic (Haarnoja et al., 2018, arXiv:1812.05905).
 
-The idea: want reward and randomness. A policy that is as random as its task allows explores by itself; learning from a
-replay of all that was ever seen makes each step count many times.
+The idea: maximise reward and entropy. A policy that is as random as its task allows explores by itself; learning from a
+replay uses each step many times.
 
     J = E[ sum_t gamma^t (r_t + alpha * H(pi(.|s_t))) ]                      maximum-entropy objective
     V(s') = min_j Q_target_j(s', a') - alpha * log pi(a'|s'),  a' ~ pi       eq. 3
@@ -14,7 +14,7 @@ replay of all that was ever seen makes each step count many times.
     actor: min E[ alpha * log pi(a|s) - min_j Q_j(s, a) ]                    eq. 9, update
     a = scale * tanh(mu(s) + sigma(s) * xi) + bias                           Agent.sample, squashed_log_prob
     alpha: min E[ -alpha * (log pi(a|s) + target_entropy) ]                  eq. 18, alpha_loss
-    Q_target <- (1 - tau) * Q_target + tau * Q                               Polyak averaging, from equal weights on
+    Q_target <- (1 - tau) * Q_target + tau * Q                               Polyak averaging; equal at the start
 
     python algos/sac.py --env-id HalfCheetah-v4
     python algos/sac.py --env-id Walker2d-v4 --num-seeds 3                                 # three agents, one process
@@ -35,8 +35,8 @@ Details that matter:
  7. Observations and rewards are taken as they are.
  8. The target entropy is -1 for each dimension of the action, in units of half its range: a task that has its torques
     in other units is the same task. In the task's own units that is log scale - 1.
-Deviations from the paper (in brackets what it has): 4 (one environment, one update a step), random actions at first,
-orthogonal initialisation, a learning rate of 1e-3 (3e-4), log sigma squashed into [-5, 2].
+Deviations from the paper (in brackets what it has): 3 (no end of an episode), 4 (one environment, one update a step),
+random actions at first, orthogonal initialisation, a learning rate of 1e-3 (3e-4), log sigma squashed into [-5, 2].
 """
 
 import contextlib
@@ -124,7 +124,7 @@ class Args:
         check_ranges(self)
         if self.num_envs > self.buffer_size:
             refuse(f"a replay of {self.buffer_size} transitions does not hold a step of {self.num_envs} environments")
-        # An iteration learns and then steps: the last one must find learning_starts steps behind it
+        # An iteration learns and then steps: the last one must come after learning_starts steps
         if self.utd_ratio == 0 or self.trained_timesteps < self.learning_starts + self.num_envs:
             given = {name: getattr(self, name) for name in ("total_timesteps", "learning_starts", "utd_ratio")}
             refuse(f"nothing is learned with {', '.join(f'{name} = {value}' for name, value in given.items())}")
@@ -165,7 +165,7 @@ def mlp(
 
 class Agent(nn.Module):
     """Actors of S seeds. Every tensor starts with the seed axis, so `state_dict()[name][k:k+1]` is the agent of seed k
-    alone, and the first weights of a seed do not depend on its company."""
+    alone, and the initial weights of a seed do not depend on the other seeds."""
 
     def __init__(self, obs_space: gymnasium.spaces.Box, action_space: gymnasium.spaces.Box, args: Args) -> None:
         super().__init__()
@@ -260,8 +260,13 @@ def q_values(critics: nn.Sequential, obs: Tensor, actions: Tensor) -> Tensor:
 
 
 def td_target(rewards: Tensor, terminated: Tensor, next_values: Tensor, gamma: float) -> Tensor:
-    """r + gamma * (1 - terminated) * V(s'); a truncated episode goes on behind its last step."""
+    """r + gamma * (1 - terminated) * V(s'); a truncated episode still has V(s') to come."""
     return rewards + gamma * torch.where(terminated > 0, 0.0, next_values)  # 0 times what is not finite would be NaN
+
+
+def alpha_loss(log_alpha: Tensor, log_probs: Tensor, target_entropy: Tensor) -> Tensor:
+    """Eq. 18 of the paper, [S]: alpha rises where the entropy is below its target."""
+    return -(log_alpha.exp() * (log_probs.detach() + target_entropy)).mean(-1)
 
 
 LOSSES = ("critic_loss", "actor_loss", "q_values", "entropy", "alpha")
@@ -283,33 +288,25 @@ def update(
     with torch.no_grad():
         next_actions, next_log_probs = agent.sample(next_obs)
         next_values = q_values(targets, next_obs, next_actions).amin(1) - alpha * next_log_probs
-        target = td_target(rewards, terminated, next_values, args.gamma)[:, None]  # [S, 1, B]
+        y = td_target(rewards, terminated, next_values, args.gamma)[:, None]  # [S, 1, B]
     q = q_values(critics, obs, actions)  # [S, 2, B]
-    critic_loss = (q - target).square().mean(-1).sum(-1)
+    critic_loss = (q - y).square().mean(-1).sum(-1)
     critic_optimizer.zero_grad()
     critic_loss.sum().backward()
     critic_optimizer.step()
 
     new_actions, log_probs = agent.sample(obs)
-    critics.requires_grad_(False)  # the actor's loss is no business of theirs
+    critics.requires_grad_(False)  # saves gradients that nobody uses
     actor_loss = (alpha * log_probs - q_values(critics, obs, new_actions).amin(1)).mean(-1)
     critics.requires_grad_(True)
     entropy = -log_probs.detach().mean(-1)
     actor_optimizer.zero_grad()
-    if args.alpha is None:
-        (actor_loss + alpha_loss(log_alpha, log_probs, agent.target_entropy)).sum().backward()
-    else:
-        actor_loss.sum().backward()
+    (actor_loss + alpha_loss(log_alpha, log_probs, agent.target_entropy)).sum().backward()  # a fixed alpha: a constant
     actor_optimizer.step()
     with torch.no_grad():
         torch._foreach_lerp_(list(targets.parameters()), list(critics.parameters()), args.tau)
     terms = (critic_loss, actor_loss, q.mean((1, 2)), entropy, alpha.squeeze(1))
     return {name: term.detach() for name, term in zip(LOSSES, terms, strict=True)}
-
-
-def alpha_loss(log_alpha: Tensor, log_probs: Tensor, target_entropy: Tensor) -> Tensor:
-    """Eq. 18 of the paper, [S]: alpha rises where the entropy is below its target."""
-    return -(log_alpha.exp() * (log_probs.detach() + target_entropy)).mean(-1)
 
 
 # ------------------------------------------------------------------------------------------------------------- Training
@@ -328,9 +325,10 @@ def train(args: Args) -> list[Path]:
     agent = Agent(envs.single_observation_space, action_space, args).to(device)
     critics, targets = make_critics(agent, args), make_critics(agent, args).requires_grad_(False)  # equal at first
     first_alpha = 1.0 if args.alpha is None else max(args.alpha, 1e-30)  # 0 has no logarithm
-    log_alpha = nn.Parameter(torch.full((S, 1), float(np.log(first_alpha)), device=device))
+    log_alpha = nn.Parameter(torch.full((S, 1), float(np.log(first_alpha)), device=device), args.alpha is None)
     adam = {"lr": args.learning_rate, "fused": True, "capturable": on_cuda}
-    actor_optimizer = torch.optim.Adam([*agent.parameters(), *([log_alpha] if args.alpha is None else [])], **adam)
+    trained = [parameter for parameter in (*agent.parameters(), log_alpha) if parameter.requires_grad]
+    actor_optimizer = torch.optim.Adam(trained, **adam)  # trains alpha as well, unless it is fixed
     critic_optimizer = torch.optim.Adam(critics.parameters(), **adam)
     state = agent.state_dict() | {"log_alpha": log_alpha.detach()}  # all that training changes
     state |= critics.state_dict(prefix="critics.") | targets.state_dict(prefix="targets.")
@@ -377,7 +375,7 @@ def train(args: Args) -> list[Path]:
                 losses[name].add_(value)
 
     act, act_randomly, store, learn = (capture(f, touched, args, device) for f in (act, act_randomly, store, learn))
-    torch._foreach_zero_(list(losses.values()))  # of what the warm-up left
+    torch._foreach_zero_(list(losses.values()))  # drop what the warm-up left
     torch.manual_seed(spaced_seeds(args, 1, 2, step)[0])  # noise and samples of all seeds come from one stream
 
     next_obs, skip, owed, updates = envs.reset()[0].reshape(S, N, -1), np.zeros((S, N), bool), 0.0, 0

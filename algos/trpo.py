@@ -8,7 +8,7 @@ The idea: what matters about a step is how far it moves the policy, not how far 
 step by KL divergence, go in the direction that gains most per unit of it, and no further than a batch can vouch for.
 
     J = E[ sum_t gamma^t r_t ]                                               objective
-    max_theta  L(theta) = E_old[ ratio * A ],  ratio = pi(a|s) / pi_old(a|s)           eq. 14, importance sampling
+    max_theta  L(theta) = E_old[ ratio * A ],  ratio = pi(a|s) / pi_old(a|s)           eq. 14, with A for its Q
     such that  E[ KL(pi_old, pi) ] <= target_kl                              the trust region
     g = grad L,  F = Hessian of the mean KL = Fisher matrix                  both at theta_old
     x = F^-1 g,  x^T F x = g^T F^-1 g                                        natural gradient
@@ -19,6 +19,7 @@ step by KL divergence, go in the direction that gains most per unit of it, and n
     then backtrack until L has improved and the KL is within target_kl       line_search
     A_t = sum_l (gamma * lambda)^l delta_{t+l}                               compute_gae
     delta_t = r_t + gamma * (1 - terminated_t) * V(s_{t+1}) - V(s_t)         TD error
+    V: min E[ (V - (A + V_old))^2 ] / 2                                      update_critic
 
 Importance sampling corrects the actions only, and its variance grows as pi leaves pi_old; states are still those of
 pi_old. So L tells the truth only near it: hence the region.
@@ -40,17 +41,16 @@ Details that matter:
  5. So the line search is a safeguard, and seldom shortens a step (losses/step_length stays 1). The longest good
     candidate is taken; where none is good, the parameters stay exactly as they were (losses/accepted is 0). On CUDA all
     candidates are further members of the seed axis, judged by one forward pass; on a CPU they are judged one by one.
- 6. Observations are centred and divided by their running deviation, which takes in a batch only after its update.
-    Rewards are not centred, but divided by the running deviation of an episode's discounted sum of rewards so far, this
-    batch included. Both are clipped to +-10. Evaluation uses the same statistics of observations, frozen, and the
-    return as the task gives it.
+ 6. Observations are centred and divided by their running standard deviation, whose statistics take in a batch only
+    after its update. Rewards are not centred, but divided by the running standard deviation of an episode's discounted
+    sum of rewards so far, this batch included. Both are clipped to +-10. Evaluation freezes the statistics and reports
+    the task's own return.
  7. A policy is a softmax over actions or a normal, whichever the task takes. The unit of a normal is half the action
-    range; actions are scaled and clipped to the task's bounds where they leave for the simulator, while the
-    log-probability is that of the action before clipping. Its standard deviation sigma has a floor: the gradient of the
-    mean grows like 1 / sigma, and where all advantages are noise, that undoes a perfect policy. The line search knows
-    of the floor.
-Deviations from the paper: 6, the floor, a damped F, GAE, normalised advantages, and a value function fitted by epochs
-of Adam.
+    range; actions are scaled and clipped to the task's bounds for the simulator only; the log-probability is that of
+    the unclipped action. The normal's standard deviation sigma has a floor: the gradient of the mean grows like
+    1 / sigma, and when advantages are only noise, that ruins a perfect policy. The line search knows of the floor.
+Deviations from the paper (in brackets what it has): 6, 7, a damped F, GAE (Monte Carlo returns), normalised advantages,
+a value function fitted by epochs of Adam, 2,048 steps an iteration (50,000 or more), orthogonal initialisation.
 """
 
 import contextlib
@@ -123,7 +123,7 @@ class Args:
     value_epochs: int = 5  # passes of the value function over the batch per iteration
     num_minibatches: int = 8  # minibatches per pass
     hidden_size: int = 64  # units in each of the two hidden layers; with 0 there are none, and all is linear
-    log_std_init: float = -0.5  # logarithm of the first standard deviation, in units of half the action range
+    log_std_init: float = -0.5  # logarithm of the initial standard deviation, in units of half the action range
     log_std_min: float = -1.5  # floor of that logarithm
 
     # Speed
@@ -190,7 +190,7 @@ def mlp(
 
 class Agent(nn.Module):
     """Actor, critic and statistics of S seeds. Every tensor starts with the seed axis, so `state_dict()[name][k:k+1]`
-    is the agent of seed k alone, and the first weights of a seed do not depend on its company."""
+    is the agent of seed k alone, and the initial weights of a seed do not depend on the other seeds."""
 
     def __init__(self, obs_space: gymnasium.spaces.Box, action_space: gymnasium.Space, args: Args) -> None:
         super().__init__()
@@ -404,13 +404,13 @@ def fisher_product(
 ) -> Callable[[Tensor], Tensor]:
     """The product v -> (F + damping * I) v, [S, P], F the Hessian of the mean KL, [S], at the old parameters. There the
     gradient of the KL is 0, and F = J^T M J: J the Jacobian of the policy's outputs, M the Hessian of the KL by these.
-    One after the other, the three cost about half of grad((grad KL)^T v), whose further terms are 0."""
+    The three in turn cost about half of grad((grad KL)^T v), whose other terms are 0."""
     kl_gradient = torch.autograd.grad(kl.sum(), policy, create_graph=True)  # by the outputs
     u = tuple(torch.zeros_like(part, requires_grad=True) for part in policy)
-    vjp = flatten(torch.autograd.grad(policy, parameters, u, create_graph=True))  # J^T u; its gradient is J
+    vjp = flatten(torch.autograd.grad(policy, parameters, u, create_graph=True))  # J^T u, linear in u
 
     def product(vector: Tensor) -> Tensor:
-        jvp = torch.autograd.grad((vjp * vector).sum(), u, retain_graph=True)  # J v
+        jvp = torch.autograd.grad((vjp * vector).sum(), u, retain_graph=True)  # J v, as (J^T u)^T v = u^T (J v)
         curved = torch.autograd.grad(kl_gradient, policy, jvp, retain_graph=True)  # M J v
         image = torch.autograd.grad(policy, parameters, curved, retain_graph=True)  # J^T M J v
         return flatten(image) + damping * vector
@@ -423,9 +423,9 @@ def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, iteration
     x, residual, direction = torch.zeros_like(b), b, b
     squared = residual.square().sum(1, keepdim=True)
     for _ in range(iterations):
-        image = product(direction)
+        image = product(direction)  # A p, p being the direction
         curvature = (direction * image).sum(1, keepdim=True)
-        length = torch.where(curvature > 0, squared / curvature, 0.0)
+        length = torch.where(curvature > 0, squared / curvature, 0.0)  # r^T r / p^T A p
         x, residual = x + length * direction, residual - length * image
         previous, squared = squared, residual.square().sum(1, keepdim=True)
         direction = residual + torch.where(previous > 0, squared / previous, 0.0) * direction
@@ -469,13 +469,14 @@ def update_policy(agent: Agent, batch: dict[str, Tensor], args: Args) -> dict[st
     valid, parameters = batch["valid"], agent.policy_parameters()
     policy = agent.policy(batch["obs"])
     old_policy = tuple(part.detach().clone() for part in policy)
-    ratio = (log_prob(batch["actions"], policy) - log_prob(batch["actions"], old_policy)).exp()  # 1, with a gradient
+    old_log_prob = log_prob(batch["actions"], old_policy)
+    ratio = (log_prob(batch["actions"], policy) - old_log_prob).exp()  # 1, with a gradient
     surrogate = masked_mean(ratio * batch["advantages"], valid)
     gradient = flatten(torch.autograd.grad(surrogate.sum(), parameters, retain_graph=True))
     kl = masked_mean(kl_divergence(old_policy, policy), valid)
     product = fisher_product(policy, kl, parameters, args.cg_damping)
-    direction = conjugate_gradient(product, gradient, args.cg_iterations)
-    curvature = (direction * product(direction)).sum(1)
+    direction = conjugate_gradient(product, gradient, args.cg_iterations)  # x = F^-1 g
+    curvature = (direction * product(direction)).sum(1)  # x^T F x
     scale = torch.where(curvature > 0, (2 * args.target_kl / curvature).sqrt(), 0.0)  # a gradient of 0: no step
     step = scale[:, None] * direction
     if not agent.discrete:  # log_std is the vector's end; a step that leads below its floor ends there
@@ -491,7 +492,7 @@ def update_policy(agent: Agent, batch: dict[str, Tensor], args: Args) -> dict[st
         for parameter, value in zip(parameters, unflatten(theta, parameters), strict=True):
             parameter.copy_(value)
         policy = agent.policy(batch["obs"])
-        ratio = (log_prob(batch["actions"], policy) - log_prob(batch["actions"], old_policy)).exp()
+        ratio = (log_prob(batch["actions"], policy) - old_log_prob).exp()
         losses = {"policy_loss": -masked_mean(ratio * batch["advantages"], valid)}
         losses["approx_kl"] = masked_mean(kl_divergence(old_policy, policy), valid)
         losses["entropy"] = masked_mean(entropy(policy), valid)
@@ -525,7 +526,7 @@ def train(args: Args) -> list[Path]:
     check_spaces(envs, args, gymnasium.spaces.Box, gymnasium.spaces.Discrete)
     action_space = envs.single_action_space
     agent = Agent(envs.single_observation_space, action_space, args).to(device)
-    learning_rate = torch.tensor(args.learning_rate, device=device)  # a tensor: a graph would keep a number for ever
+    learning_rate = torch.tensor(args.learning_rate, device=device)  # a tensor: a CUDA graph would freeze a number
     optimizer = torch.optim.Adam(agent.critic.parameters(), learning_rate, fused=True, capturable=on_cuda)
     state = agent.state_dict() | optimizer_state(optimizer, "adam")  # all that training changes
     if saved:
@@ -578,7 +579,7 @@ def train(args: Args) -> list[Path]:
         capture(f, state, args, device) for f in (act, prepare, improve_policy, critic_epoch, finish)
     )
     for total in (carry, *losses.values()):
-        total.zero_()  # of what the warm-up left
+        total.zero_()  # drop what the warm-up left
     torch.manual_seed(spaced_seeds(args, 1, 2, step)[0])  # noise and minibatches of all seeds come from one stream
 
     next_obs, done, iterations, saved_at = envs.reset()[0], np.zeros((S, N), bool), 0, time.perf_counter()
