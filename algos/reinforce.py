@@ -64,6 +64,7 @@ import gc
 import glob
 import itertools
 import json
+import math
 import os
 import platform
 import signal
@@ -267,11 +268,11 @@ class RunningMeanStd(nn.Module):
 def normal_log_prob(actions: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     """Log-density of independent normals, summed over the action's dimensions."""
     z = (actions - mean) * torch.exp(-log_std)
-    return -0.5 * z.square().sum(-1) - (log_std + 0.5 * np.log(2 * np.pi)).sum(-1)
+    return -0.5 * z.square().sum(-1) - (log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
 def normal_entropy(log_std: Tensor) -> Tensor:
-    return (log_std + 0.5 * np.log(2 * np.pi * np.e)).sum(-1)
+    return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
 
 def categorical_log_prob(actions: Tensor, logits: Tensor) -> Tensor:

@@ -46,6 +46,7 @@ import gc
 import glob
 import itertools
 import json
+import math
 import os
 import platform
 import signal
@@ -247,8 +248,8 @@ class Replay:
 def squashed_log_prob(noise: Tensor, log_std: Tensor, pre_tanh: Tensor, action_scale: Tensor) -> Tensor:
     """Log-density of a = scale * tanh(u) + bias for u = pre_tanh = mean + exp(log_std) * noise: the normal's, less the
     log-slope log |da/du|; summed over the action's dimensions."""
-    normal = -0.5 * noise.square() - log_std - 0.5 * np.log(2 * np.pi)
-    log_slope = action_scale.log() + 2 * (np.log(2) - pre_tanh - nn.functional.softplus(-2 * pre_tanh))
+    normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+    log_slope = action_scale.log() + 2 * (math.log(2) - pre_tanh - nn.functional.softplus(-2 * pre_tanh))
     return (normal - log_slope).sum(-1)
 
 
@@ -325,7 +326,7 @@ def train(args: Args) -> list[Path]:
     agent = Agent(envs.single_observation_space, action_space, args).to(device)
     critics, targets = make_critics(agent, args), make_critics(agent, args).requires_grad_(False)  # equal at first
     first_alpha = 1.0 if args.alpha is None else max(args.alpha, 1e-30)  # 0 has no logarithm
-    log_alpha = nn.Parameter(torch.full((S, 1), float(np.log(first_alpha)), device=device), args.alpha is None)
+    log_alpha = nn.Parameter(torch.full((S, 1), math.log(first_alpha), device=device), args.alpha is None)
     adam = {"lr": args.learning_rate, "fused": True, "capturable": on_cuda}
     trained = [parameter for parameter in (*agent.parameters(), log_alpha) if parameter.requires_grad]
     actor_optimizer = torch.optim.Adam(trained, **adam)  # trains alpha as well, unless it is fixed

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # What needs a CUDA device, each part in one call of under ten minutes:
 #
-#   benchmarks/gpu.sh tests                       # graphs against eager, CUDA against the CPU, host syncs
+#   benchmarks/gpu.sh tests [PYTEST'S OPTIONS]    # graphs against eager, CUDA against the CPU, host syncs
 #   benchmarks/gpu.sh speed ALGO ...              # rates, times of graph replays, kernels; one or two in a call,
 #                                                 # more with --variants graphs, without eager and compiled runs
 #   benchmarks/gpu.sh train ALGO TASK [SEEDS]     # one cell of the table; again on the same machine: goes on
 #
-# Results are files below $OUT, or benchmarks/results. $SECONDS_LIMIT bounds tests and training. Training then stops at a
+# Results are files below $OUT, or runs/gpu. $SECONDS_LIMIT bounds tests and training. Training then stops at a
 # checkpoint, with exit status 143; the same call goes on, with SAC's and DDPG's replay (but not Humanoid's 15 GB).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-out=${OUT:-benchmarks/results}
+out=${OUT:-runs/gpu}
 python=${PYTHON:-python3}
 part=${1:-}
 shift || true
@@ -23,7 +23,7 @@ tests | speed | train)
 tests)
     SECONDS_LIMIT=${SECONDS_LIMIT:-480} \
         "$python" -m pytest -o addopts='-m "not slow"' tests/test_cuda.py tests/test_replay.py \
-        --durations=20 --junitxml="$out/tests_cuda.xml"
+        --durations=20 --junitxml="$out/tests_cuda.xml" "$@"
     ;;
 speed)
     "$python" benchmarks/speed.py --device cuda --no-peers --repeats 1 --output "$out/speed" --algos "${1:?which algorithms?}" "${@:2}"
@@ -31,7 +31,7 @@ speed)
 train)
     flags=(--device cuda)
     case $1 in sac | ddpg)
-        flags+=(--checkpoint-seconds 1e6) # a signal saves as well
+        flags+=(--checkpoint-seconds 240) # a signal saves as well
         [[ $2 == Humanoid* ]] || flags+=(--save-replay)
         ;;
     esac

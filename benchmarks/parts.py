@@ -43,9 +43,14 @@ def load(algo: str) -> Any:
 
 
 def count_kernels(replay: Callable[[], None]) -> int:
-    """Kernels and copies that one call launches on the CUDA device."""
+    """Kernels and copies that one call launches on the CUDA device; of two calls the second, as a session of the
+    profiler may miss its first kernels (pytorch/pytorch issue 192021)."""
     torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    once_more = torch.profiler.schedule(wait=0, warmup=1, active=1)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], schedule=once_more) as profile:
+        replay()
+        torch.cuda.synchronize()
+        profile.step()
         replay()
         torch.cuda.synchronize()
     return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
@@ -60,7 +65,7 @@ def measure(args: Args) -> dict[str, dict[str, float]]:
     off_policy = args.algo in ("sac", "ddpg")
     steps = args.total_timesteps or (1600 + 1600 // args.num_seeds if off_policy else 8192 + 32_768 // args.num_seeds)
     spans: list[tuple[str, float, float]] = []  # part, begin and end of each call
-    kernels: dict[str, int] = {}
+    graphs: dict[str, tuple[Callable, Callable]] = {}  # what was recorded, which holds its tensors, and its replay
     on_cuda = args.device.startswith("cuda")
 
     def timed(name: str, function: Callable) -> Callable:
@@ -80,11 +85,7 @@ def measure(args: Args) -> dict[str, dict[str, float]]:
 
     def timed_capture(function: Callable[[], None], *rest: Any) -> Callable:
         replay = capture(function, *rest)
-        if on_cuda:  # what the counted call changes is put back
-            state = rest[0]
-            saved = {name: tensor.clone() for name, tensor in state.items()}
-            kernels[function.__name__] = count_kernels(replay)
-            script.restore(state, saved)
+        graphs[function.__name__] = function, replay
         return timed(function.__name__, replay)
 
     def timed_envs(*inputs: Any) -> Any:
@@ -109,8 +110,9 @@ def measure(args: Args) -> dict[str, dict[str, float]]:
         seconds = [end - begin for name, begin, end in spans if name == part]
         found[part] = {"calls": len(seconds), "milliseconds": 1e3 * sum(seconds) / len(seconds)}
         found[part]["share"] = sum(seconds) / whole
-        if part in kernels:
-            found[part]["kernels"] = kernels[part]
+        # Last, as the profiler slows what follows
+        if on_cuda and part in graphs and (kernels := count_kernels(graphs[part][1])):
+            found[part]["kernels"] = kernels
     return found | {"training": {"calls": steps, "milliseconds": 1e3 * whole / steps, "share": 1.0}}
 
 

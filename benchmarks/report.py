@@ -8,10 +8,10 @@ python benchmarks/report.py --compare runs/A runs/B     # is B better than A? Fo
 
 Protocol: the final evaluation, not the best; deterministic action, frozen statistics, 100 fresh episodes per seed; the
 same defaults for all tasks; seeds 1 to 5, with defaults chosen on others (the exceptions: results/search/README.md). A
-mean over seeds comes with Student's t interval at 95 %. Published means have no spread here: they are points, and the t
-test is of the seeds alone; p-values carry Holm's correction for the number of cells. Over tasks: returns normalised
-between the random policy (0) and the best published mean of any algorithm (1), intervals by stratified bootstrap of the
-seeds, with a fixed seed of its own.
+mean over seeds comes with Student's t interval at 95 %. Welch's t test compares it with a published mean whose source
+has a standard deviation over seeds, a one-sample t test with one that has none; p-values carry Holm's correction for
+the number of tests. Over tasks: returns normalised between the random policy (0) and the best published mean of any
+algorithm (1), intervals by stratified bootstrap of the seeds, with a fixed seed of its own.
 """
 
 import csv
@@ -70,14 +70,31 @@ def csv_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def published() -> dict[tuple[str, str], float]:
-    """Best published mean by algorithm and task, the task without its version."""
-    return {(row["algo"], row["env"]): float(row["mean_return"]) for row in csv_rows(HERE / "published.csv")}
+@dataclass
+class Bar:
+    """The best published mean of an algorithm on a task: what there is to beat."""
+
+    mean: float = np.nan
+    std: float = np.nan  # over seeds, with n - 1; NaN where the source has none
+    seeds: int = 0
+    sampled: bool = False  # of episodes whose actions were sampled, in training or in tests; ours are the mean action
+
+    def __str__(self) -> str:
+        half = stats.half_width(self.std, self.seeds) if self.seeds else np.nan
+        return number(self.mean) + ("" if np.isnan(half) else f" ± {number(half)}") + " †" * self.sampled
 
 
-def published_of_samples() -> set[tuple[str, str]]:
-    """Which of these are of sampled actions, in training or in tests; our final returns are of the mean action."""
-    return {(row["algo"], row["env"]) for row in csv_rows(HERE / "published.csv") if row["actions"] == "sampled"}
+def published() -> dict[tuple[str, str], Bar]:
+    """By algorithm and task, the task without its version."""
+    return {
+        (row["algo"], row["env"]): Bar(
+            float(row["mean_return"]),
+            float(row["std_over_seeds"] or "nan"),
+            int(row["n_seeds"]),
+            row["actions"] == "sampled",
+        )
+        for row in csv_rows(HERE / "published.csv")
+    }
 
 
 def published_curves() -> dict[tuple[str, str, int], tuple[float, float, int]]:
@@ -120,36 +137,35 @@ def probability(p: float) -> str:
 
 @dataclass
 class Cell:
-    """The seeds of an algorithm on a task, against the best published mean, a point; NaN where there is none."""
+    """The seeds of an algorithm on a task, against the best published mean; NaN where there is none."""
 
     algo: str
     task: str
     final: np.ndarray  # final return of each seed
-    target: float
-    sampled: bool  # the published mean is of episodes whose actions were sampled
-    alike: np.ndarray  # what compares like for like: then the last 100 training episodes of each seed, else `final`
-    p: float  # t test of `final` against the target, with Holm's correction for the number of cells
+    bar: Bar
+    alike: np.ndarray  # what compares like for like: the last 100 training episodes of each seed if the bar is of
+    # sampled actions, else `final`
+    half: float  # half the width of the interval of mean(final) - bar
+    p: float  # of stats.against, with Holm's correction for the number of cells
     p_alike: float  # the same of `alike`
 
     @property
     def won(self) -> bool:
-        return bool(self.final.mean() > self.target)
+        return bool(self.final.mean() > self.bar.mean)
 
     @property
     def won_alike(self) -> bool:
-        return bool(self.alike.mean() > self.target)
+        return bool(self.alike.mean() > self.bar.mean)
 
 
 def all_cells(results: dict[str, dict[str, dict]]) -> list[Cell]:
-    bar, of_samples = published(), published_of_samples()
-    cells = []
+    bars, cells = published(), []
     for algo, task in ((algo, task) for algo, tasks in results.items() for task in tasks):
-        seeds, name = results[algo][task], (PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0])
-        final, target = final_returns(seeds), bar.get(name, np.nan)
-        training = np.array([columns["episodic_return"][-1] for columns in seeds.values()])
-        alike = training if (sampled := name in of_samples) else final
-        p_values = stats.point_p_value(final, target), stats.point_p_value(alike, target)
-        cells.append(Cell(algo, task, final, target, sampled, alike, *p_values))
+        seeds, bar = results[algo][task], bars.get((PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0]), Bar())
+        final, training = final_returns(seeds), np.array([own["episodic_return"][-1] for own in seeds.values()])
+        alike = training if bar.sampled else final
+        (half, p), (_, p_alike) = (stats.against(own, bar.mean, bar.std, bar.seeds) for own in (final, alike))
+        cells.append(Cell(algo, task, final, bar, alike, half, p, p_alike))
     corrected = stats.holm([cell.p for cell in cells]), stats.holm([cell.p_alike for cell in cells])
     for cell, p, p_alike in zip(cells, *corrected, strict=True):
         cell.p, cell.p_alike = p, p_alike
@@ -162,22 +178,22 @@ def table(results: dict[str, dict[str, dict]]) -> str:
     head += " | p | like for like | p |"
     lines, cells = [head, "|---|---|---:|---|---:|---|---:|---|---:|"], all_cells(results)
     for cell in cells:
-        margin, half = cell.final.mean() - cell.target, stats.student_interval(cell.final)
+        margin = cell.final.mean() - cell.bar.mean
         each = " ".join(number(value).replace(",", "") for value in cell.final)
-        outcome = "" if np.isnan(cell.target) else f"{'won' if cell.won else 'lost'} by {number(abs(margin))}"
-        if outcome and half == 0:
+        outcome = "" if np.isnan(margin) else f"{'won' if cell.won else 'lost'} by {number(abs(margin))}"
+        if outcome and not np.isnan(cell.half):
+            outcome += f" ({number(margin - cell.half, '+')} to {number(margin + cell.half, '+')})"
+        elif outcome and len(cell.final) > 1:
             outcome += " by every seed"
-        elif outcome and not np.isnan(half):
-            outcome += f" ({number(margin - half, '+')} to {number(margin + half, '+')})"
-        bar = number(cell.target) + " s" * cell.sampled
-        row = [cell.algo, cell.task, with_spread(cell.final), each, bar, outcome, probability(cell.p)]
-        alike = f"{'won' if cell.won_alike else 'lost'} with {with_spread(cell.alike)}" if cell.sampled else ""
-        row += [alike, probability(cell.p_alike) if cell.sampled else ""]
+        row = [cell.algo, cell.task, with_spread(cell.final), each, str(cell.bar), outcome, probability(cell.p)]
+        alike = f"{'won' if cell.won_alike else 'lost'} with {with_spread(cell.alike)}" if cell.bar.sampled else ""
+        row += [alike, probability(cell.p_alike) if cell.bar.sampled else ""]
         lines.append(f"| {' | '.join(row)} |")
+    tested, alike = (np.isfinite([getattr(cell, p) for cell in cells]).sum() for p in ("p", "p_alike"))
     note = (
-        "p: t test of the seeds against the published mean, which has no spread and is taken as a point; Holm's"
-        f" correction for {np.isfinite([cell.p for cell in cells]).sum()} cells. An interval that includes 0 may be"
-        " chance."
+        "p: Welch's t test where the source has a standard deviation over seeds (then the published mean has an"
+        " interval here), else a one-sample t test against the published mean as a point; Holm's correction for"
+        f" {tested} tests, like for like {alike}. An interval that includes 0 may be chance."
     )
     return "\n".join([*lines, "", note])
 
@@ -190,28 +206,31 @@ def matrix(results: dict[str, dict[str, dict]]) -> str:
         row = [task]
         for algo in results:
             cell = cells.get((algo, task))
-            bar = (number(cell.target) + " s" * cell.sampled or "none") if cell else ""
+            bar = (number(cell.bar.mean) + " †" * cell.bar.sampled or "none") if cell else ""
             mark = "*" * (cell.won + (cell.won and cell.won_alike)) if cell else ""
             row.append(f"{with_spread(cell.final, mark)} ({bar})" if cell else "")
         lines.append(f"| {' | '.join(row)} |")
-    compared = [cell for cell in cells.values() if not np.isnan(cell.target)]
+    compared = [cell for cell in cells.values() if not np.isnan(cell.bar.mean)]
     won, lost = [cell for cell in compared if cell.won], [cell for cell in compared if not cell.won]
-    alike, sampled = [cell for cell in compared if cell.won_alike], [cell for cell in compared if cell.sampled]
     note = (
-        "Deterministic evaluation after a million steps, mean of seeds with Student's interval at 95 %; in brackets the"
-        f" best published mean. {len(won)} of {len(compared)} are beaten, {sum(cell.p < 0.05 for cell in won)} of them"
-        " with p < 0.05 (below)"
+        "Final evaluation with the deterministic action after a million steps, mean of seeds with Student's interval at"
+        f" 95 %; in brackets the best published mean. {len(won)} of {len(compared)} are above it,"
+        f" {sum(cell.p < 0.05 for cell in won)} of them with p < 0.05 (tests below)"
     )
     if lost:
-        note += f"; {len(lost)} are not ({sum(cell.p < 0.05 for cell in lost)} of these with p < 0.05):"
+        note += f"; {len(lost)} are not ({sum(cell.p < 0.05 for cell in lost)} with p < 0.05):"
         note += f" {', '.join(f'{cell.algo} on {cell.task}' for cell in lost)}"
     lines += ["", f"{note}."]
-    if sampled:
+    if sampled := [cell for cell in compared if cell.bar.sampled]:
+        won, lost = [cell for cell in compared if cell.won_alike], [cell for cell in compared if not cell.won_alike]
+        shares = [(algo, [cell.won_alike for cell in compared if cell.algo == algo]) for algo in results]
         note = (
-            "s: the published mean is of sampled actions, in training or in tests, which costs return. Like for like,"
-            f" by the last 100 training episodes of each seed in these {len(sampled)} cells, {len(alike)} of"
-            f" {len(compared)} are beaten (bold; *italic*: by the deterministic evaluation only),"
-            f" {sum(cell.p_alike < 0.05 for cell in alike)} of them with p < 0.05."
+            "†: the published mean is of sampled actions, in training or in tests, which costs return. Like for like,"
+            f" by the last 100 training episodes of each seed in these {len(sampled)} cells, {len(won)} of"
+            f" {len(compared)} are above (bold; *italic*: by the deterministic action only),"
+            f" {sum(cell.p_alike < 0.05 for cell in won)} of them with p < 0.05, and {len(lost)} are not"
+            f" ({sum(cell.p_alike < 0.05 for cell in lost)} with p < 0.05):"
+            f" {', '.join(f'{algo} is above in {sum(own)} of {len(own)}' for algo, own in shares if own)}."
         )
         lines += ["", note]
     return "\n".join(lines)
@@ -221,8 +240,8 @@ def normalised_scores(results: dict[str, dict[str, dict]]) -> tuple[dict[str, np
     """Final returns of the algorithms that can be compared, [seeds, tasks] each, and the tasks; see stats.comparable.
     0 is the random policy, 1 the best published mean of any algorithm."""
     floor, best = random_returns(), {}
-    for (_, env), mean in published().items():
-        best[env] = max(mean, best.get(env, -np.inf))
+    for (_, env), bar in published().items():
+        best[env] = max(bar.mean, best.get(env, -np.inf))
     tops = {task: best[task.rpartition("-")[0]] for task in floor if task.rpartition("-")[0] in best}
     algos, tasks = stats.comparable({algo: set(cells) & tops.keys() for algo, cells in results.items()})
     scores: dict[str, np.ndarray] = {}
@@ -388,7 +407,7 @@ def shorter_runs(results: dict[tuple[str, str], dict]) -> str:
         cell = (PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0], int(steps[-1]))
         there = ""
         if cell in bar:
-            p = probability(stats.summary_p_value(final, *bar[cell]))
+            p = probability(stats.against(final, *bar[cell])[1])
             there = number(bar[cell][0]) + (f" (p {p})" if p else "")
         row = [algo, task, f"{steps[-1]:,.0f}", with_spread(final), each, there, ""]
         threshold = getattr(gymnasium.registry.get(task), "reward_threshold", None)
@@ -444,7 +463,7 @@ def curves(algo: str, tasks: dict[str, dict]) -> bytes:
         label = "evaluation, deterministic"
         axis.errorbar(steps[marks], mean, half, fmt="o", ms=3, lw=1, color="C1", label=label)
         if (target := bar.get((PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0]))) is not None:
-            axis.axhline(target, color="0.4", ls="--", lw=1, label="best published mean at 1M")
+            axis.axhline(target.mean, color="0.4", ls="--", lw=1, label="best published mean at 1M")
         style(axis)
     add_legend(figure, axes)
     return png(figure)

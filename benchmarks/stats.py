@@ -23,12 +23,19 @@ def half_width(std: float, n: int, level: float = LEVEL) -> float:
     return float(scipy.stats.t.ppf((1 + level) / 2, n - 1) * std / np.sqrt(n))
 
 
-def point_p_value(values: np.ndarray, point: float) -> float:
-    """Of a one-sample t test: how often chance would take the mean of seeds this far from the point, were the point
-    their true mean. NaN for one seed, and for seeds that are all equal: they tell nothing of chance."""
-    if len(values) < 2 or np.ptp(values) == 0:
-        return float("nan")
-    return float(scipy.stats.ttest_1samp(values, point).pvalue)
+def against(values: np.ndarray, mean: float, std: float, n: int) -> tuple[float, float]:
+    """Half the width of the interval of mean(values) - mean, and the p-value, by Welch's t test of `values` against n
+    others of which only the mean and the standard deviation, with n - 1, are known. Without the deviation (NaN), by a
+    one-sample t test against the mean as a point. NaN for one value, and where nothing varies."""
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    parts = np.array([np.var(values, ddof=1) / len(values), 0.0 if np.isnan(std) else std**2 / n])
+    if not parts.any():
+        return float("nan"), float("nan")
+    degrees = parts.sum() ** 2 / (parts**2 / np.array([len(values) - 1, max(n - 1, 1)])).sum()
+    error = np.sqrt(parts.sum())
+    half = scipy.stats.t.ppf((1 + LEVEL) / 2, degrees) * error
+    return float(half), float(2 * scipy.stats.t.sf(abs(np.mean(values) - mean) / error, degrees))
 
 
 def holm(p_values: list[float]) -> list[float]:
@@ -50,15 +57,6 @@ def welch(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float, float]:
         test = scipy.stats.ttest_ind(b, a, equal_var=False)
     low, high = test.confidence_interval(LEVEL)
     return difference, float(low), float(high), float(test.pvalue)
-
-
-def summary_p_value(values: np.ndarray, mean: float, std: float, n: int) -> float:
-    """Of Welch's t test of `values` against n others of which only mean and standard deviation, with n - 1, are known.
-    NaN for one value."""
-    if len(values) < 2:
-        return float("nan")
-    own = (np.mean(values), np.std(values, ddof=1), len(values))
-    return float(scipy.stats.ttest_ind_from_stats(*own, mean, std, n, equal_var=False).pvalue)
 
 
 def improvement(scores_x: np.ndarray, scores_y: np.ndarray) -> np.ndarray:

@@ -90,7 +90,8 @@ for line in sys.stdin:
         self.out, self.err = folder / "stdout", folder / "stderr"
         self.process = subprocess.Popen(
             [sys.executable, "-c", self.SOURCE], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+            # A process that has asked for CUDA in the common way cannot be forked any more
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent), "PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
         )  # fmt: skip
 
     def start(self, script, words, file_size=0, make_envs=None):

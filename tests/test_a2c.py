@@ -167,7 +167,8 @@ PAPER = {"optimizer": "rmsprop", "num_envs": 16, "num_steps": 8, "gae_lambda": 1
 @pytest.mark.parametrize(("steps", "arguments"), [(150_000, PAPER), (250_000, {})], ids=["rmsprop", "defaults"])
 def test_a2c_balances_the_cart_pole(a2c, tmp_path, steps, arguments):
     args = a2c.Args(
-        env_id="CartPole-v1", total_timesteps=steps, num_seeds=3, num_evaluations=1, run_dir=str(tmp_path), **arguments
-    )
+        env_id="CartPole-v1", total_timesteps=steps, num_seeds=3, num_evaluations=1, run_dir=str(tmp_path),
+        device="cpu", **arguments,
+    )  # fmt: skip
     returns = [float(read_metrics(folder)[-1]["eval_return"]) for folder in a2c.train(args)]
     assert sorted(returns)[1] >= 475  # the median: one seed in some five has just lost it again

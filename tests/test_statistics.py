@@ -27,12 +27,20 @@ def test_student_interval_by_hand():
     assert np.isnan(stats.student_interval(values[:1]))
 
 
-def test_a_point_is_tested_by_hand():
+def test_a_published_mean_is_tested_by_hand():
+    """Without a standard deviation it is a point, with one it is Welch's other sample."""
+    values, nan = np.array([1.0, 2.0, 3.0]), float("nan")
     # mean 2, standard error 1 / sqrt(3): t = 2 sqrt(3); with 2 degrees of freedom P(|T| > t) = 1 - t / sqrt(2 + t^2)
     t = 2 * np.sqrt(3)
-    assert stats.point_p_value(np.array([1.0, 2.0, 3.0]), 0.0) == pytest.approx(1 - t / np.sqrt(2 + t * t))
-    assert np.isnan(stats.point_p_value(np.array([1.0]), 0.0))
-    assert np.isnan(stats.point_p_value(np.array([1.0, 1.0]), 0.0))
+    assert stats.against(values, 0.0, nan, 10) == pytest.approx((4.302653 / np.sqrt(3), 1 - t / np.sqrt(2 + t * t)))
+    a, b = values, np.array([4.0, 8.0])
+    _, low, high, p = stats.welch(a, b)
+    assert stats.against(a, 6.0, np.std(b, ddof=1), 2) == pytest.approx(((high - low) / 2, p))
+    equal = np.array([1.0, 1.0])
+    p = scipy.stats.ttest_1samp(b, 1.0).pvalue  # the other side alone varies
+    assert stats.against(equal, 6.0, np.std(b, ddof=1), 2)[1] == pytest.approx(p)
+    for nothing in (stats.against(values[:1], 0.0, 1.0, 5), stats.against(equal, 0.0, nan, 5)):
+        assert np.isnan(nothing).all()
 
 
 def test_holm_by_hand():
@@ -131,39 +139,42 @@ def test_the_report_is_the_same_bytes_again(tmp_path, algos):
 
 
 def test_the_table_by_hand(tmp_path):
-    """Walker2d is won with sampled actions as well, Hopper without them only, TRPO's bar for Ant does not say."""
+    """Walker2d is won with sampled actions as well, Hopper without them only, TRPO's bar for Ant does not say. Those of
+    Ant come with a standard deviation."""
     runs = {"Walker2d-v4": [3600.0, 3700.0, 3800.0], "Hopper-v4": [2550.0, 2551.0], "Ant-v4": [3000.0]}
     runs |= {"NotPublished-v4": [1.0, 2.0]}
     for task, finals in runs.items():
         write_result(tmp_path / "ppo_continuous" / task, finals, noise_cost=170.0)
-    write_result(tmp_path / "trpo" / "Ant-v4", [3600.0], noise_cost=170.0)
+    write_result(tmp_path / "trpo" / "Ant-v4", [3600.0, 3700.0], noise_cost=170.0)
     results = {"ppo_continuous": {task: report.read_result(tmp_path / "ppo_continuous" / task) for task in runs}}
     results["trpo"] = {"Ant-v4": report.read_result(tmp_path / "trpo" / "Ant-v4")}
     _, _, walker, hopper, ant, other, trpo, _, note = report.table(results).splitlines()
     half = 4.302653 * 100 / np.sqrt(3)  # t(0.975, 2)
-    p = scipy.stats.ttest_1samp([3600, 3700, 3800], 3510).pvalue  # the larger of two: Holm leaves it as it is
-    p_alike = scipy.stats.ttest_1samp([3430, 3530, 3630], 3510).pvalue  # here as well
-    p_hopper = 2 * scipy.stats.ttest_1samp([2550, 2551], 2400).pvalue
+    p = 2 * scipy.stats.ttest_1samp([3600, 3700, 3800], 3510).pvalue  # Holm: the second smallest of three
+    p_hopper = 3 * scipy.stats.ttest_1samp([2550, 2551], 2400).pvalue
+    p_trpo = scipy.stats.ttest_ind_from_stats(3650, 50 * 2**0.5, 2, 3554, 591, 3, equal_var=False).pvalue
     assert walker == (
-        f"| ppo_continuous | Walker2d-v4 | 3,700 ± {half:.0f} | 3600 3700 3800 | 3,510 s |"
+        f"| ppo_continuous | Walker2d-v4 | 3,700 ± {half:.0f} | 3600 3700 3800 | 3,510 † |"
         f" won by 190 ({190 - half:+.1f} to {190 + half:+.0f}) | {p:.3f} |"
-        f" won with 3,530 ± {half:.0f} | {p_alike:.3f} |"
+        f" won with 3,530 ± {half:.0f} | 1.000 |"
     )
     assert "| won by 150 " in hopper
     assert f"| {p_hopper:.3f} | lost with 2,380 " in hopper
-    assert ant == "| ppo_continuous | Ant-v4 | 3,000 | 3000 | 3,258 s | lost by 258 |  | lost with 2,830 |  |"
+    assert ant == "| ppo_continuous | Ant-v4 | 3,000 | 3000 | 3,258 ± 814 † | lost by 258 |  | lost with 2,830 |  |"
     assert other == "| ppo_continuous | NotPublished-v4 | 1.5 ± 6.4 | 1.0 2.0 |  |  |  |  |  |"
-    assert trpo == "| trpo | Ant-v4 | 3,600 | 3600 | 3,554 | won by 46.0 |  |  |  |"
-    assert "for 2 cells" in note
+    assert trpo.startswith("| trpo | Ant-v4 | 3,650 ± 635 | 3600 3700 | 3,554 ± 1,468 | won by 96.0 (")
+    assert trpo.endswith(f" | {p_trpo:.3f} |  |  |")
+    assert "for 3 tests, like for like 3." in note
     head, _, ant, hopper, other, walker, _, note, _, like_for_like = report.matrix(results).splitlines()
     assert head == "| | ppo_continuous | trpo |"
-    assert ant == "| Ant-v4 | 3,000 (3,258 s) | **3,600** (3,554) |"
+    assert ant == "| Ant-v4 | 3,000 (3,258 †) | **3,650** ± 635 (3,554) |"
     assert hopper.startswith("| Hopper-v4 | *2,550* ± ")
     assert other == "| NotPublished-v4 | 1.5 ± 6.4 (none) |  |"
-    assert walker == f"| Walker2d-v4 | **3,700** ± {half:.0f} (3,510 s) |  |"
-    assert "3 of 4 are beaten, 1 of them with p < 0.05 (below); 1 are not (0 of these" in note
+    assert walker == f"| Walker2d-v4 | **3,700** ± {half:.0f} (3,510 †) |  |"
+    assert "3 of 4 are above it, 1 of them with p < 0.05 (tests below); 1 are not (0 with" in note
     assert note.endswith(": ppo_continuous on Ant-v4.")
-    assert "in these 3 cells, 2 of 4 are beaten" in like_for_like
+    assert "in these 3 cells, 2 of 4 are above (" in like_for_like
+    assert like_for_like.endswith(": ppo_continuous is above in 1 of 3, trpo is above in 1 of 1.")
 
 
 def test_shorter_runs_tell_when_every_seed_has_solved_the_task_and_what_is_published(tmp_path, monkeypatch):
