@@ -37,6 +37,8 @@ import matplotlib.pyplot as plt
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
 BEGIN, END = "<!-- results: benchmarks/report.py writes what is between -->", "<!-- end of results -->"
+BEGIN_HEADLINE = "<!-- headline: benchmarks/report.py writes what is between -->"
+END_HEADLINE = "<!-- end of headline -->"
 BEGIN_SHORTER = "<!-- shorter runs: benchmarks/report.py writes what is between -->"
 END_SHORTER = "<!-- end of shorter runs -->"
 BEGIN_BEHAVIOURS = "<!-- behaviours: benchmarks/report.py writes what is between -->"
@@ -386,21 +388,24 @@ def style(axis: plt.Axes) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def shorter_results(folder: Path) -> dict[tuple[str, str], dict[int, dict[str, np.ndarray]]]:
-    """What is trained for less than the million steps of the table, by algorithm and task."""
-    found = [(path.parent.parent.name, path.parent.name) for path in sorted(folder.glob("*/*/run.json"))]
-    found.sort(key=lambda cell: (*ALGOS, cell[0]).index(cell[0]))
-    return {(algo, task): read_result(folder / algo / task) for algo, task in found}
+Shorter = list[tuple[str, str, dict[int, dict[str, np.ndarray]]]]  # algorithm, task, and its result
 
 
-def shorter_runs(results: dict[tuple[str, str], dict]) -> str:
+def shorter_results(*folders: Path) -> Shorter:
+    """What is trained for less than the million steps of the table, or on fewer seeds."""
+    found = [path.parent for folder in folders for path in sorted(folder.glob("*/*/run.json"))]
+    found.sort(key=lambda cell: (*ALGOS, cell.parent.name).index(cell.parent.name))
+    return [(cell.parent.name, cell.name, read_result(cell)) for cell in found]
+
+
+def shorter_runs(results: Shorter) -> str:
     """The final returns of shorter_results, what a published curve has at that step (with the p-value of Welch's t test
     against it), and the first evaluation at which every seed is at what Gymnasium calls solved, if the task has such a
     threshold."""
     columns = ["algorithm", "task", "steps", "final return, mean of seeds", "each seed", "published curve there"]
     lines = [f"| {' | '.join([*columns, 'every seed solves it after'])} |", "|---|---|---:|---:|---|---:|---|"]
     bar = published_curves()
-    for (algo, task), seeds in results.items():
+    for algo, task, seeds in results:
         final = final_returns(seeds)
         steps = next(iter(seeds.values()))["global_step"]
         each = " ".join(number(value).replace(",", "") for value in final)
@@ -418,11 +423,11 @@ def shorter_runs(results: dict[tuple[str, str], dict]) -> str:
     return "\n".join(lines)
 
 
-def shorter_figure(results: dict[tuple[str, str], dict]) -> bytes | None:
+def shorter_figure(results: Shorter) -> bytes | None:
     """Deterministic evaluations, each seed's and their mean, beside the published curve with Student's interval, in a
     panel for each of shorter_results that has one; None if none has."""
     bar, shown = published_curves(), []
-    for (algo, task), seeds in results.items():
+    for algo, task, seeds in results:
         last = next(iter(seeds.values()))["global_step"][-1]
         name = (PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0])
         if points := [(steps, *point) for (*cell, steps), point in bar.items() if (*cell,) == name and steps <= last]:
@@ -585,6 +590,25 @@ def speed(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def headline(results: dict[str, dict[str, dict]], folder: Path) -> str | None:
+    """PPO's speed and return on the task of speed.py, in a sentence."""
+    path = folder / "ppo_continuous.json"
+    measured = json.loads(path.read_text()) if path.exists() else {"env_id": None}
+    seeds, task = results.get("ppo_continuous", {}).get(measured["env_id"]), measured["env_id"]
+    if seeds is None:
+        return None
+    rate = measured["steps_per_second"]["ppo_continuous, 1 seed"]["median"]
+    text = f"PPO trains {task} at {rate:,.0f} steps per second on {measured['hardware']['cores']} CPU cores"
+    peers = ("Stable-Baselines3, its defaults", "Stable-Baselines3, our minibatch size")
+    if all(peer in measured["times_peer"] for peer in peers):
+        times = [f"{measured['times_peer'][peer]['1 seed']:.1f} times" for peer in peers]
+        text += f", {times[0]} as fast as Stable-Baselines3 ({times[1]} at the same minibatch size),"
+    return (
+        f"{text} and reaches a return of {with_spread(final_returns(seeds))} in {STEPS:,} steps, mean of"
+        f" {len(seeds)} seeds."
+    )
+
+
 def replace_section(text: str, begin: str, end: str, content: str) -> str:
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
@@ -628,8 +652,9 @@ def contents(args: Args, results: dict[str, dict[str, dict]]) -> dict[Path, byte
     )
     parts += ["<details>", summary, *details, "</details>"] if details else []
     readme = replace_section(args.readme.read_text(), BEGIN, END, "\n\n".join(parts))
-    if (folder := args.results / "shorter").exists():
-        shorter = shorter_results(folder)
+    if sentence := headline(results, args.results / "speed"):
+        readme = replace_section(readme, BEGIN_HEADLINE, END_HEADLINE, sentence)
+    if shorter := shorter_results(args.results / "shorter", args.results / "few_seeds"):
         section = shorter_runs(shorter)
         if picture := shorter_figure(shorter):
             files[args.figures / "shorter.png"] = picture
