@@ -31,7 +31,7 @@ Details that matter:
  6. The gradient runs from Q through the action into the policy; the critic's own weights get none of it.
  7. Observations and rewards are taken as they are.
  8. The critic's learning rate is the larger one: the actor climbs the current Q, so Q must be right first.
-Deviations from the paper (in brackets what it has): 3 (no end of an episode), 4 (one environment, one update a step),
+Deviations from the paper (in brackets what it has): 3 (no terminal states), 4 (one environment, one update a step),
 uncorrelated noise (Ornstein-Uhlenbeck), random actions at first, the action enters the critic's first layer (second),
 256 x 256 units (400, 300), an actor's learning rate of 3e-4 (1e-4), batches of 256 (64), tau 0.005 (0.001), orthogonal
 initialisation (uniform), no batch normalisation, no weight decay.

@@ -25,8 +25,8 @@ Baselines, and the bias of each:
                  of the batch and nothing after it, since a second would favour short episodes. Nothing is bootstrapped.
                  The average b is of earlier batches; this batch's own would depend on the actions it judges. Before its
                  norm is clipped, the gradient has no bias but that of detail 1, and what detail 6 does to rewards:
-                 their scale has seen the batch, and they are clipped. The price is variance: a sum of H terms, each
-                 times a return of up to H rewards, can have one that grows like H * H^2 = H^3.
+                 their scale has seen the batch, and they are clipped. The price is variance: that of H uncorrelated
+                 terms, each times a return of up to H rewards, can grow like H * H^2 = H^3.
     value        Environments go on from batch to batch. What comes after the end of a batch or a time limit is replaced
                  by V, whose error is the bias. Except for detail 8 and Adam's epsilon this is `a2c.py --gae-lambda 1
                  --bounds-loss-coef 0` with rarer, larger batches, which Sutton and Barto (2018, chapter 13) would call

@@ -35,7 +35,7 @@ Details that matter:
  7. Observations and rewards are taken as they are.
  8. The target entropy is -1 for each dimension of the action, in units of half its range: a task that has its torques
     in other units is the same task. In the task's own units that is log scale - 1.
-Deviations from the paper (in brackets what it has): 3 (no end of an episode), 4 (one environment, one update a step),
+Deviations from the paper (in brackets what it has): 3 (no terminal states), 4 (one environment, one update a step),
 random actions at first, orthogonal initialisation, a learning rate of 1e-3 (3e-4), log sigma squashed into [-5, 2].
 """
 
@@ -302,7 +302,7 @@ def update(
     critics.requires_grad_(True)
     entropy = -log_probs.detach().mean(-1)
     actor_optimizer.zero_grad()
-    (actor_loss + alpha_loss(log_alpha, log_probs, agent.target_entropy)).sum().backward()  # a fixed alpha: a constant
+    (actor_loss + alpha_loss(log_alpha, log_probs, agent.target_entropy)).sum().backward()  # 0 for a fixed alpha
     actor_optimizer.step()
     with torch.no_grad():
         torch._foreach_lerp_(list(targets.parameters()), list(critics.parameters()), args.tau)

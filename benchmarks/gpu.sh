@@ -4,7 +4,8 @@
 #   benchmarks/gpu.sh tests [PYTEST'S OPTIONS]    # graphs against eager, CUDA against the CPU, host syncs
 #   benchmarks/gpu.sh speed ALGO ...              # rates, times of graph replays, kernels; one or two in a call,
 #                                                 # more with --variants graphs, without eager and compiled runs
-#   benchmarks/gpu.sh train ALGO TASK [SEEDS]     # one cell of the table; again on the same machine: goes on
+#   benchmarks/gpu.sh train ALGO TASK [SEEDS]     # one cell of the table; again on the same machine: goes on;
+#                                                 OUT=benchmarks/results puts it into the table
 #
 # Results are files below $OUT, or runs/gpu. $SECONDS_LIMIT bounds tests and training. Training then stops at a
 # checkpoint, with exit status 143; the same call goes on, with SAC's and DDPG's replay (but not Humanoid's 15 GB).
@@ -40,7 +41,7 @@ train)
     ;;
 tests | speed | train) ;;
 *)
-    sed -n '2,10s/^# \{0,1\}//p' "$0"
+    sed -n '2,11s/^# \{0,1\}//p' "$0"
     exit 2
     ;;
 esac

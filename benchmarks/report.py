@@ -100,7 +100,7 @@ def published() -> dict[tuple[str, str], Bar]:
 
 
 def published_curves() -> dict[tuple[str, str, int], tuple[float, float, int]]:
-    """Points of published learning curves before a million steps, by algorithm, task without its version, and steps:
+    """Points of published learning curves up to a million steps, by algorithm, task without its version, and steps:
     mean, standard deviation (with n - 1) and number of seeds."""
     return {
         (row["algo"], row["env"], int(row["steps"])): (
@@ -148,7 +148,7 @@ class Cell:
     alike: np.ndarray  # what compares like for like: the last 100 training episodes of each seed if the bar is of
     # sampled actions, else `final`
     half: float  # half the width of the interval of mean(final) - bar
-    p: float  # of stats.against, with Holm's correction for the number of cells
+    p: float  # of stats.against, with Holm's correction for the number of tests
     p_alike: float  # the same of `alike`
 
     @property
@@ -231,8 +231,8 @@ def matrix(results: dict[str, dict[str, dict]]) -> str:
             f" by the last 100 training episodes of each seed in these {len(sampled)} cells, {len(won)} of"
             f" {len(compared)} are above (bold; *italic*: by the deterministic action only),"
             f" {sum(cell.p_alike < 0.05 for cell in won)} of them with p < 0.05, and {len(lost)} are not"
-            f" ({sum(cell.p_alike < 0.05 for cell in lost)} with p < 0.05):"
-            f" {', '.join(f'{algo} is above in {sum(own)} of {len(own)}' for algo, own in shares if own)}."
+            f" ({sum(cell.p_alike < 0.05 for cell in lost)} with p < 0.05). Above, by algorithm:"
+            f" {', '.join(f'{algo} {sum(own)} of {len(own)}' for algo, own in shares if own)}."
         )
         lines += ["", note]
     return "\n".join(lines)
@@ -604,8 +604,8 @@ def headline(results: dict[str, dict[str, dict]], folder: Path) -> str | None:
         times = [f"{measured['times_peer'][peer]['1 seed']:.1f} times" for peer in peers]
         text += f", {times[0]} as fast as Stable-Baselines3 ({times[1]} at the same minibatch size),"
     return (
-        f"{text} and reaches a return of {with_spread(final_returns(seeds))} in {STEPS:,} steps, mean of"
-        f" {len(seeds)} seeds."
+        f"{text} and reaches a return of {with_spread(final_returns(seeds))} in {STEPS:,} steps (mean of"
+        f" {len(seeds)} seeds, 95 % interval)."
     )
 
 

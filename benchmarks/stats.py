@@ -29,7 +29,8 @@ def against(values: np.ndarray, mean: float, std: float, n: int) -> tuple[float,
     one-sample t test against the mean as a point. NaN for one value, and where nothing varies."""
     if len(values) < 2:
         return float("nan"), float("nan")
-    parts = np.array([np.var(values, ddof=1) / len(values), 0.0 if np.isnan(std) else std**2 / n])
+    own = np.var(values, ddof=1) / len(values) if np.ptp(values) else 0.0  # rounding alone is no variance
+    parts = np.array([own, 0.0 if np.isnan(std) else std**2 / n])
     if not parts.any():
         return float("nan"), float("nan")
     degrees = parts.sum() ** 2 / (parts**2 / np.array([len(values) - 1, max(n - 1, 1)])).sum()

@@ -36,8 +36,8 @@ def test_a_published_mean_is_tested_by_hand():
     a, b = values, np.array([4.0, 8.0])
     _, low, high, p = stats.welch(a, b)
     assert stats.against(a, 6.0, np.std(b, ddof=1), 2) == pytest.approx(((high - low) / 2, p))
-    equal = np.array([1.0, 1.0])
-    p = scipy.stats.ttest_1samp(b, 1.0).pvalue  # the other side alone varies
+    equal = np.array([0.1, 0.1, 0.1])  # whose variance is not 0 in floating point
+    p = scipy.stats.ttest_1samp(b, 0.1).pvalue  # the other side alone varies
     assert stats.against(equal, 6.0, np.std(b, ddof=1), 2)[1] == pytest.approx(p)
     for nothing in (stats.against(values[:1], 0.0, 1.0, 5), stats.against(equal, 0.0, nan, 5)):
         assert np.isnan(nothing).all()
@@ -152,7 +152,7 @@ def test_the_table_by_hand(tmp_path):
     half = 4.302653 * 100 / np.sqrt(3)  # t(0.975, 2)
     p = 2 * scipy.stats.ttest_1samp([3600, 3700, 3800], 3510).pvalue  # Holm: the second smallest of three
     p_hopper = 3 * scipy.stats.ttest_1samp([2550, 2551], 2400).pvalue
-    p_trpo = scipy.stats.ttest_ind_from_stats(3650, 50 * 2**0.5, 2, 3554, 591, 3, equal_var=False).pvalue
+    p_trpo = scipy.stats.ttest_ind_from_stats(3650, 50 * 2**0.5, 2, 3554, 1253.7, 3, equal_var=False).pvalue
     assert walker == (
         f"| ppo_continuous | Walker2d-v4 | 3,700 ± {half:.0f} | 3600 3700 3800 | 3,510 † |"
         f" won by 190 ({190 - half:+.1f} to {190 + half:+.0f}) | {p:.3f} |"
@@ -162,7 +162,7 @@ def test_the_table_by_hand(tmp_path):
     assert f"| {p_hopper:.3f} | lost with 2,380 " in hopper
     assert ant == "| ppo_continuous | Ant-v4 | 3,000 | 3000 | 3,258 ± 814 † | lost by 258 |  | lost with 2,830 |  |"
     assert other == "| ppo_continuous | NotPublished-v4 | 1.5 ± 6.4 | 1.0 2.0 |  |  |  |  |  |"
-    assert trpo.startswith("| trpo | Ant-v4 | 3,650 ± 635 | 3600 3700 | 3,554 ± 1,468 | won by 96.0 (")
+    assert trpo.startswith("| trpo | Ant-v4 | 3,650 ± 635 | 3600 3700 | 3,554 ± 3,114 | won by 96.0 (")
     assert trpo.endswith(f" | {p_trpo:.3f} |  |  |")
     assert "for 3 tests, like for like 3." in note
     head, _, ant, hopper, other, walker, _, note, _, like_for_like = report.matrix(results).splitlines()
@@ -174,7 +174,7 @@ def test_the_table_by_hand(tmp_path):
     assert "3 of 4 are above it, 1 of them with p < 0.05 (tests below); 1 are not (0 with" in note
     assert note.endswith(": ppo_continuous on Ant-v4.")
     assert "in these 3 cells, 2 of 4 are above (" in like_for_like
-    assert like_for_like.endswith(": ppo_continuous is above in 1 of 3, trpo is above in 1 of 1.")
+    assert like_for_like.endswith(". Above, by algorithm: ppo_continuous 1 of 3, trpo 1 of 1.")
 
 
 def test_shorter_runs_tell_when_every_seed_has_solved_the_task_and_what_is_published(tmp_path, monkeypatch):
