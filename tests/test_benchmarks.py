@@ -240,6 +240,33 @@ def test_a_worker_without_the_project_runs_the_script_as_sent_and_returns_what_i
     assert all((runs / name).read_bytes() == content for name, content in files.items())
 
 
+def test_no_result_is_stale(script):
+    """What report.py --check does as well: a script still computes what each of its committed results came from."""
+    now = fingerprint.fingerprint(ROOT / "algos" / f"{script.__name__}.py")
+    paths = sorted((ROOT / "benchmarks" / "results").glob(f"**/{script.__name__}/*/run.json"))
+    assert paths
+    for path in paths:
+        assert fingerprint.differences(json.loads(path.read_text())["fingerprint"], now) == [], path
+
+
+def test_the_random_policy_is_as_committed():
+    module = load_script(ROOT / "benchmarks" / "random_policy.py")
+    with open(ROOT / "benchmarks" / "results" / "random.csv", newline="") as file:
+        committed = {row["env_id"]: float(row["mean_return"]) for row in csv.DictReader(file)}
+    for task in ("InvertedPendulum-v4", "Hopper-v4"):
+        assert module.random_returns(task, 100, 1).mean() == pytest.approx(committed[task], abs=0.006)
+
+
+def test_ratios_of_measured_speeds_by_hand():
+    speed, peer = load_script(ROOT / "benchmarks" / "speed.py"), "Stable-Baselines3, its defaults"
+    rates = {"ppo_continuous, 1 seed": [40.0, 41.0, 2.0], "ppo_continuous, 8 seeds": [80.0], peer: [4.0]}
+    rates |= {"EnvPool alone, 64 environments": [80.0], "EnvPool alone, 512 environments": [100.0]}
+    found = speed.summary("ppo_continuous", speed.Args(), rates)
+    assert found["steps_per_second"]["ppo_continuous, 1 seed"] == {"median": 40, "each": [40, 41, 2]}
+    assert found["times_peer"] == {peer: {"1 seed": 10, "8 seeds": 20}}
+    assert found["of_envpool"] == {"1 seed": 0.5, "8 seeds": 0.8}
+
+
 def test_a_fingerprint_outlives_a_comment_but_not_a_default(tmp_path):
     text = (ROOT / "algos" / "a2c.py").read_text()
     script = tmp_path / "a2c.py"

@@ -42,6 +42,21 @@ def test_same_name_same_text():
         assert set(MAY_DIFFER) <= differing, "an exception that is no longer one"
 
 
+def test_agents_of_one_kind_have_the_same_methods():
+    """Agent may differ, but not between A2C, TRPO and REINFORCE, but for TRPO's vectors of parameters."""
+
+    def methods(stem):
+        agent = next(node for node in ast.parse(SOURCES[stem]).body if getattr(node, "name", "") == "Agent")
+        return {node.name: ast.unparse(node) for node in agent.body if isinstance(node, ast.FunctionDef)}
+
+    a2c, trpo, reinforce, ppo, sac, ddpg = map(methods, ("a2c", "trpo", "reinforce", "ppo_continuous", "sac", "ddpg"))
+    for name in ("__init__", "normalize", "policy", "to_task", "deterministic_action"):
+        assert a2c[name] == trpo[name] == reinforce[name]
+    assert ppo["normalize"] == a2c["normalize"]
+    assert sac["random_action"] == ddpg["random_action"]
+    assert definitions(SOURCES["a2c"])["compute_targets"] == definitions(SOURCES["trpo"])["compute_targets"]
+
+
 def test_surroundings_are_the_same_text():
     assert len({surroundings(source) for source in SOURCES.values()}) == 1
 

@@ -270,15 +270,22 @@ def test_ddpg_losses_by_hand(ddpg):
 
 def test_ddpg_actor_gradient_against_finite_differences(ddpg):
     args = ddpg.Args(hidden_size=4, batch_size=7)
-    agent, critic, *_ = parts(ddpg, args)
-    agent, critic = agent.double(), critic.double()
-    obs = torch.randn(1, 7, 5, generator=torch.Generator().manual_seed(0)).double()
+    *networks, _, _, replay, _ = parts(ddpg, args)
+    agent, critic, *_ = (network.double() for network in networks)
+    replay.rows = replay.rows.double()
+    torch.manual_seed(0)
+    obs = replay.sample(7)[0]
+    start, parameter = [tensor.clone() for tensor in agent.state_dict().values()], agent.actor[2].weight
+    before = parameter.detach().clone()
+    torch.manual_seed(0)  # the same rows
+    climbs, stands = torch.optim.SGD(agent.parameters(), 1.0), torch.optim.SGD(critic.parameters(), 0.0)
+    ddpg.update(*networks, climbs, stands, replay, args)
+    gradient = parameter.detach() - before
+    agent.load_state_dict(dict(zip(agent.state_dict(), start, strict=True)))
 
     def objective():
         return ddpg.q_value(critic, obs, agent.deterministic_action(obs)).mean()
 
-    parameter = agent.actor[2].weight
-    (gradient,) = torch.autograd.grad(objective(), [parameter])
     for i in range(0, parameter.numel(), 3):
         values = []
         for sign in (1, -1):

@@ -299,18 +299,24 @@ def test_compiled_gradient_steps_are_those_of_eager_execution(ppo, quick):
         torch.testing.assert_close(states[1][name], eager, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
+STEPS = {"ppo_continuous": "update_minibatch", "trpo": "update_critic", "a2c": "update", "reinforce": "update"}
+
+
 @pytest.mark.parametrize("anneal", [True, False])
-def test_the_learning_rate_falls_linearly(ppo, quick, monkeypatch, anneal):
-    seen, update_minibatch = [], ppo.update_minibatch
+@pytest.mark.parametrize("script", STEPS, indirect=True)
+def test_the_learning_rate_falls_linearly(script, quick, monkeypatch, anneal):
+    """Over as many gradient steps as epochs and minibatches make."""
+    seen, update = [], getattr(script, STEPS[script.__name__])
 
     def watched(agent, optimizer, *rest):
         seen.append(optimizer.param_groups[0]["lr"].item())
-        return update_minibatch(agent, optimizer, *rest)
+        return update(agent, optimizer, *rest)
 
-    monkeypatch.setattr(ppo, "update_minibatch", watched)
-    args = ppo.Args(**quick, anneal_lr=anneal)
-    ppo.train(args)
-    steps = np.arange(0, args.total_timesteps, args.batch_size).repeat(args.update_epochs * args.num_minibatches)
+    monkeypatch.setattr(script, STEPS[script.__name__], watched)
+    args = script.Args(**quick, anneal_lr=anneal)
+    script.train(args)
+    repeats = {"ppo_continuous": 2 * 4, "trpo": 2 * 4}.get(script.__name__, 1)
+    steps = np.arange(0, args.total_timesteps, args.batch_size).repeat(repeats)
     remaining = 1 - steps / args.total_timesteps if anneal else np.ones(len(steps))
     np.testing.assert_allclose(seen, args.learning_rate * remaining, rtol=1e-5)
 

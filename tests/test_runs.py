@@ -137,20 +137,26 @@ def test_resuming_continues_where_the_run_was_killed(script, quick):
     assert len(folders[1].name.split("__")) == 4
 
 
-def test_resume_restores_every_tensor(script, quick):
+def test_resume_restores_the_agent(script, quick, monkeypatch):
     first = script.train(script.Args(**quick))
     saved = torch.load(first[0] / "checkpoint.pt", weights_only=True)
     more = script.train(script.Args(**quick | {"resume": str(first[0])}))  # complete: nothing is left to do
     assert more == first
-    again = torch.load(first[0] / "checkpoint.pt", weights_only=True)
-    assert saved["state"].keys() == again["state"].keys()
-    assert all(torch.equal(saved["state"][name], again["state"][name]) for name in saved["state"])
+    seen, diverged = [], script.diverged
+
+    def watched(agent):  # the first call comes before training goes on
+        seen.append({name: tensor.clone() for name, tensor in agent.state_dict().items()})
+        return diverged(agent)
+
+    monkeypatch.setattr(script, "diverged", watched)
     longer = script.train(script.Args(**quick | {"resume": "auto", "total_timesteps": 1280}))
     assert longer == first
     assert (
         int(read_metrics(first[0])[-1]["global_step"])
         == script.Args(**quick | {"total_timesteps": 1280}).trained_timesteps
     )
+    assert all(torch.equal(tensor, saved["state"][name]) for name, tensor in seen[0].items())
+    assert any(not torch.equal(tensor, saved["state"][name]) for name, tensor in seen[-1].items())
     fresh = script.train(script.Args(**quick | {"resume": "auto", "seed": 9}))
     assert fresh != first
 

@@ -245,6 +245,19 @@ def test_a_better_change_is_called_better(tmp_path):
     assert "B is worse than A." in compare(tmp_path / "B", tmp_path / "A")
 
 
+def test_verdicts_over_tasks_are_corrected(tmp_path):
+    for gain, left_open in ((2.45, 2), (100.0, 0)):  # p is 0.04 on each task and 0.08 after Holm's correction, and tiny
+        folder = tmp_path / str(gain)
+        for task in ("Hopper-v4", "Ant-v4"):
+            for seed in range(1, 6):
+                write_run(folder / "A" / task, seed, float(seed), env_id=task)
+                write_run(folder / "B" / task, seed, seed + gain, env_id=task)
+        text = compare(folder / "A", folder / "B")
+        assert text.count("with so many tasks") == left_open
+        assert text.count("B is better") == 2 - left_open
+    assert text.count("a seed of B beats one of A with probability 1.00") == 3  # each task, and over both
+
+
 def test_a_comparison_says_what_weakens_it(tmp_path):
     for seed in (1, 2, 3):
         write_run(tmp_path / "A", seed, 100.0 + seed)

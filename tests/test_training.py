@@ -1,0 +1,246 @@
+"""What `train` collects, hands to the algorithm and writes down, on tasks of which every number is known."""
+
+import csv
+import json
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_off_policy import Counting, counting_envs
+from test_ppo import WALKER, iteration, random_rollout
+from test_runs import read_metrics
+
+ON_POLICY = {"ppo_continuous": "compute_batch"} | dict.fromkeys(("a2c", "trpo", "reinforce"), "compute_targets")
+each_on_policy = pytest.mark.parametrize("script", ON_POLICY, indirect=True)
+
+
+class Echo(Counting):
+    """Counting, with the action as the reward."""
+
+    def step(self, action):
+        obs, _, *ends = super().step(action)
+        return obs, float(action[0]), *ends
+
+
+def echo_envs(args, env_seeds, render_mode=None):
+    return gymnasium.vector.SyncVectorEnv([lambda i=i: Echo(i) for i in range(len(env_seeds))])
+
+
+@each_on_policy
+def test_a_rollout_is_what_happened(script, quick, monkeypatch):
+    """Each row that counts is a transition that the task made, its end is of the right kind, the observation after it
+    is the true one, and the action is the policy's own: of the task's bounds -2 and 2 the reward tells."""
+    seen, compute = [], getattr(script, ON_POLICY[script.__name__])
+
+    def watched(agent, rollout, *rest):
+        means = agent.actor(agent.normalize(script.seeds_first(rollout["obs"][:-1]))).detach()
+        seen.append((means, {name: tensor.clone() for name, tensor in rollout.items()}))
+        return compute(agent, rollout, *rest)
+
+    monkeypatch.setattr(script, ON_POLICY[script.__name__], watched)
+    monkeypatch.setattr(script, "make_envs", echo_envs)
+    monkeypatch.setattr(script.torch, "randn_like", torch.zeros_like)  # actions are the means
+    task = {"env_id": "Echo", "num_seeds": 2, "num_envs": 3, "total_timesteps": 240, "num_evaluations": 0}
+    script.train(script.Args(**quick | task))
+    for means, rollout in seen[-5:]:
+        torch.testing.assert_close(script.seeds_first(rollout["actions"]), means)
+        assert torch.equal(rollout["valid"][1:], ~rollout["done"][:-1])
+        for t, seed, n in np.argwhere(rollout["valid"].numpy()):
+            env, episode, i = rollout["obs"][t, seed, n].int().tolist()
+            end = i + 1 == 2 + (env + episode) % 4
+            assert env // 3 == seed
+            assert rollout["obs"][t + 1, seed, n].int().tolist() == [env, episode, i + 1]
+            assert rollout["done"][t, seed, n] == end
+            assert rollout["terminated"][t, seed, n] == (end and env % 2 == 0)
+            action = rollout["actions"][t, seed, n, 0].item()
+            assert rollout["rewards"][t, seed, n].item() == pytest.approx(2 * np.clip(action, -1, 1), abs=1e-6)
+
+
+@each_on_policy
+def test_targets_by_a_slow_loop(script):
+    """Normalised observations; rewards over their scale; V after a truncation and none after a termination; the trace
+    ends with the episode; returns are those before advantages are normalised."""
+    args = script.Args(num_seeds=2, num_envs=3, num_steps=16, gamma=0.9)
+    agent = script.Agent(*WALKER, args)
+    agent.obs_stats.mean.fill_(0.3)
+    agent.obs_stats.var.fill_(4.0)
+    for name, value in (("mean", 1.0), ("var", 0.25), ("count", 1e9)):  # so many that a batch moves nothing
+        getattr(agent.return_stats, name).fill_(value)
+    rollout = random_rollout(script, args, 1, 0.3) | {"age": torch.zeros(16, 2, 3)}
+    obs = script.seeds_first((rollout["obs"] - 0.3) / 2)
+    values = agent.critic(obs)[..., 0].detach().unflatten(1, (17, 3)).transpose(0, 1)
+    extra = [torch.zeros(2, 2)] if script.__name__ == "reinforce" else []
+    batch = getattr(script, ON_POLICY[script.__name__])(agent, rollout, torch.zeros(2, 3), *extra, args)
+    for t, seed, n in np.argwhere(rollout["valid"].numpy()):
+        wanted, weight = values[t, seed, n].item(), 1.0
+        for u in range(t, 16):
+            after = 0.0 if rollout["terminated"][u, seed, n] else 0.9 * values[u + 1, seed, n].item()
+            wanted += weight * (rollout["rewards"][u, seed, n].item() / 0.5 + after - values[u, seed, n].item())
+            weight *= 0.9 * getattr(args, "gae_lambda", 1.0)
+            if rollout["done"][u, seed, n]:
+                break
+        assert batch["returns"][seed, 3 * t + n].item() == pytest.approx(wanted, abs=1e-4)
+        torch.testing.assert_close(batch["obs"][seed, 3 * t + n], obs[seed, 3 * t + n])
+
+
+def test_an_evaluation_is_of_first_episodes(script, monkeypatch):
+    """Environments go on while others are in their first episode; what they earn then does not count."""
+    monkeypatch.setattr(script, "make_envs", counting_envs)
+    monkeypatch.setattr(script.Agent, "deterministic_action", lambda self, obs: torch.full((*obs.shape[:2], 1), 0.5))
+    args = script.Args(num_seeds=2, env_id="Counting")
+    found = script.evaluate(script.Agent(Counting.observation_space, Counting.action_space, args), args, 3, 0)
+    lengths = np.array([[3, 4, 5], [2, 3, 4]])  # 2 + (environment + 1) % 4
+    assert (found["length"] == lengths).all()
+    assert (found["return"] == lengths * (lengths + 1) / 2).all()
+    assert (found["squared_action"] == 0.25).all()
+
+
+class Paying(gymnasium.Env):
+    """Episodes of two steps, each of which pays the number of the episode times `pay`."""
+
+    observation_space = action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float64)
+
+    def __init__(self, pay):
+        self.pay, self.episode = pay, 0
+
+    def reset(self, seed=None, options=None):
+        self.episode, self.t = self.episode + 1, 0
+        return np.zeros(1), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.zeros(1), float(self.pay * self.episode), False, self.t == 2, {}
+
+
+def test_the_returns_that_a_run_reports(script, quick, monkeypatch):
+    def paying_envs(args, env_seeds, render_mode=None):
+        pays = np.repeat([1, 2], len(env_seeds) // 2)
+        return gymnasium.vector.SyncVectorEnv([lambda pay=pay: Paying(pay) for pay in pays])
+
+    monkeypatch.setattr(script, "make_envs", paying_envs)
+    args = script.Args(**quick | {"env_id": "Paying", "num_seeds": 2, "num_envs": 1, "hidden_size": 8})
+    for pay, folder in enumerate(script.train(args), 1):
+        row = read_metrics(folder)[-1]
+        # 640 steps are 213 episodes of two and a reset each; the last 100 are those from 114 on
+        assert row["episodic_return"] == f"{2 * pay * np.mean(range(114, 214)):.3f}"
+        assert row["eval_return"] == f"{2 * pay:.3f}"
+        assert EventAccumulator(str(folder)).Reload().Scalars("charts/episodic_length")[-1].value == 2
+
+
+def test_each_pool_has_its_own_seeds_and_size(script, quick, monkeypatch):
+    seen, make_envs = [], script.make_envs
+
+    def watched(args, env_seeds, render_mode=None):
+        seen.append(env_seeds)
+        return make_envs(args, env_seeds, render_mode)
+
+    monkeypatch.setattr(script, "make_envs", watched)
+    args = script.Args(num_seeds=2, **quick | {"eval_episodes": 3, "final_eval_episodes": 5})
+    script.train(args)
+    pools = [(4, 0, 0), (3, 1, 320), (5, 1, 640)]  # training, an evaluation, and the last one
+    assert seen == [script.spaced_seeds(args, number, *stream) for number, *stream in pools]
+
+
+def test_the_clock_stands_still_while_agents_are_evaluated(script, quick, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(script.time, "perf_counter", lambda: now[0])
+    args = script.Args(num_seeds=2, **quick)
+    log = script.RunLog(args, torch.device("cpu"), script.claim_folders(args), None)
+    now[0] = 4.0
+    log.stop_clock()
+    now[0] = 100.0
+    log.report(320, {}, np.ones(2))
+    now[0] = 102.0
+    log.stop_clock()
+    log.report(640, {}, None)
+    log.close()
+    rows = [[float(row[name]) for name in ("wall_seconds", "steps_per_second")] for row in read_metrics(log.folders[1])]
+    assert rows == [[4, 160], [6, 320]]  # of both seeds together
+
+
+def test_evaluating_an_agent_takes_the_changed_task_and_writes_each_episode(script, quick):
+    (folder,) = script.train(script.Args(**quick))
+    changed = {"env_kwargs": {"max_episode_steps": "3"}, "final_eval_episodes": 4}
+    script.evaluate_saved(script.Args(evaluate=str(folder), **changed))
+    with open(folder / "evaluation.csv", newline="") as file:
+        assert [(float(row["return"]), float(row["length"])) for row in csv.DictReader(file)] == [(3, 3)] * 4
+
+
+def test_defaults_are_those_of_the_results(script):
+    """Of Hopper-v4, which every script has been trained on."""
+    paths = (ROOT / "benchmarks" / "results").glob(f"**/{script.__name__}/Hopper-v4/run.json")
+    ran = json.loads(next(paths).read_text())["args"]
+    of_the_run = {"seed", "num_seeds", "total_timesteps", "env_id", "env_threads", "torch_threads"}
+    of_the_run |= {"save_replay", "checkpoint_seconds"}
+    assert {name: getattr(script.Args(), name) for name in ran.keys() - of_the_run} == {
+        name: value for name, value in ran.items() if name not in of_the_run
+    }
+
+
+@pytest.mark.parametrize("script", ["a2c", "reinforce"], indirect=True)
+def test_an_entropy_bonus_widens_the_policy(script):
+    args = script.Args(num_envs=4, num_steps=8, ent_coef=1.0, vf_coef=0.0)
+    agent = no_values(script.Agent(*WALKER, args))
+    rollout = random_rollout(script, args) | {"age": torch.zeros(8, 1, 4)}
+    rollout["rewards"].zero_()
+    before, extra = agent.log_std.detach().clone(), [torch.zeros(1, 2)] if script.__name__ == "reinforce" else []
+    script.update(agent, torch.optim.SGD(agent.parameters(), 0.1), rollout, torch.zeros(1, 4), *extra, args)
+    assert (agent.log_std > before).all()
+
+
+def test_an_entropy_bonus_widens_ppos_policy(ppo):
+    args = ppo.Args(num_envs=4, num_steps=8, num_minibatches=1, anneal_log_std=False, ent_coef=1.0, vf_coef=0.0)
+    agent = no_values(ppo.Agent(*WALKER, args))
+    rollout, before = random_rollout(ppo, args), agent.log_std.detach().clone()
+    rollout["rewards"].zero_()
+    iteration(ppo, agent, torch.optim.SGD(agent.parameters(), 0.1), rollout, args, epochs=1)
+    assert (agent.log_std > before).all()
+
+
+def no_values(agent):
+    """V = 0: with rewards of 0 there are no advantages then."""
+    for parameter in agent.critic.parameters():
+        parameter.data.zero_()
+    return agent
+
+
+@pytest.mark.parametrize("script", ["a2c", "reinforce"], indirect=True)
+def test_the_standard_deviation_stays_above_its_floor(script):
+    for floor in (-1.0, -9.0):
+        args = script.Args(num_envs=4, num_steps=8, log_std_init=-1.0, log_std_min=floor)
+        agent = no_values(script.Agent(*WALKER, args))
+        rollout = random_rollout(script, args) | {"age": torch.zeros(8, 1, 4)}
+        rollout["actions"] *= 0.01  # near the mean, and rewarded: a narrower policy explains them better
+        rollout["rewards"] = rollout["valid"].float()
+        extra = [torch.zeros(1, 2)] if script.__name__ == "reinforce" else []
+        script.update(agent, torch.optim.SGD(agent.parameters(), 0.1), rollout, torch.zeros(1, 4), *extra, args)
+        assert (agent.log_std >= -1.0).all() if floor == -1.0 else (agent.log_std < -1.0).any()
+
+
+def test_the_critic_has_its_own_learning_rate(ddpg, quick, monkeypatch):
+    seen, update = [], ddpg.update
+
+    def watched(*parts):
+        seen.append(parts)
+        return update(*parts)
+
+    monkeypatch.setattr(ddpg, "update", watched)
+    ddpg.train(ddpg.Args(**quick | {"learning_rate": 1e-4, "critic_learning_rate": 5e-3}))
+    agent, critic, _, _, actor_adam, critic_adam = seen[0][:6]
+    for network, adam, rate in ((agent, actor_adam, 1e-4), (critic, critic_adam, 5e-3)):
+        assert adam.param_groups[0]["lr"] == rate
+        assert adam.param_groups[0]["params"][0] is next(network.parameters())
+
+
+@pytest.mark.parametrize("script", ["ddpg", "sac"], indirect=True)
+def test_random_actions_fill_a_range_that_is_not_symmetric(script):
+    agent = script.Agent(WALKER[0], gymnasium.spaces.Box(-1, 3, (2,)), script.Args(num_seeds=2))
+    actions = agent.random_action(torch.zeros(2, 5000, 5))
+    assert -1 <= actions.min() < -0.99
+    assert 2.99 < actions.max() <= 3
+    assert (actions.mean(1) - 1).abs().max() < 0.1
+    middle = agent.deterministic_action(torch.zeros(2, 4, 5))  # of a network without biases yet
+    torch.testing.assert_close(middle, torch.ones(2, 4, 2))
