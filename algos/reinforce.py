@@ -61,7 +61,6 @@ import contextlib
 import ctypes
 import difflib
 import gc
-import glob
 import itertools
 import json
 import math
@@ -265,26 +264,6 @@ class RunningMeanStd(nn.Module):
 # ------------------------------------------------------------------------------------------------------------ Algorithm
 
 
-def normal_log_prob(actions: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """Log-density of independent normals, summed over the action's dimensions."""
-    z = (actions - mean) * torch.exp(-log_std)
-    return -0.5 * z.square().sum(-1) - (log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
-
-
-def normal_entropy(log_std: Tensor) -> Tensor:
-    return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
-
-
-def categorical_log_prob(actions: Tensor, logits: Tensor) -> Tensor:
-    """Log-probability of the actions [..., 1], numbers from 0, under a softmax over logits [..., n] (log-softmax)."""
-    return logits.log_softmax(-1).gather(-1, actions.long()).squeeze(-1)
-
-
-def categorical_entropy(logits: Tensor) -> Tensor:
-    log_probs = logits.log_softmax(-1)
-    return -(log_probs.exp() * log_probs).sum(-1)
-
-
 def sample(policy: tuple[Tensor, ...]) -> Tensor:
     """An action of each row, [S, B, A]."""
     if len(policy) == 1:  # the Gumbel trick: the largest of logits plus such noise is a draw from their softmax
@@ -294,11 +273,21 @@ def sample(policy: tuple[Tensor, ...]) -> Tensor:
 
 
 def log_prob(actions: Tensor, policy: tuple[Tensor, ...]) -> Tensor:
-    return categorical_log_prob(actions, *policy) if len(policy) == 1 else normal_log_prob(actions, *policy)
+    """Log-probability of each row's action, a number from 0 under a softmax; or its log-density under independent
+    normals, summed over the action's dimensions."""
+    if len(policy) == 1:
+        return policy[0].log_softmax(-1).gather(-1, actions.long()).squeeze(-1)
+    mean, log_std = policy
+    z = (actions - mean) * torch.exp(-log_std)
+    return -0.5 * z.square().sum(-1) - (log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
 def entropy(policy: tuple[Tensor, ...]) -> Tensor:
-    return categorical_entropy(*policy) if len(policy) == 1 else normal_entropy(policy[1]).expand(policy[0].shape[:-1])
+    if len(policy) == 1:
+        log_probs = policy[0].log_softmax(-1)
+        return -(log_probs.exp() * log_probs).sum(-1)
+    mean, log_std = policy
+    return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1).expand(mean.shape[:-1])
 
 
 def sum_rows(x: Tensor) -> Tensor:
@@ -544,14 +533,11 @@ def train(args: Args) -> list[Path]:
 # ------------------------------------------------------------------------------------------------------------ Bad input
 
 
-def refuse(message: str) -> NoReturn:
+def refuse(message: str, error: BaseException | None = None) -> NoReturn:
     """What was asked for cannot work: say so in one line and exit with status 2."""
-    print(f"{Path(__file__).name}: error: {message}", file=sys.stderr)
+    reason = f": {(str(error) or repr(error)).splitlines()[0][:200]}" if error else ""
+    print(f"{Path(__file__).name}: error: {message}{reason}", file=sys.stderr)
     raise SystemExit(2)
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error) or repr(error)).splitlines()[0][:200]
 
 
 def check_ranges(args: "Args") -> None:
@@ -587,7 +573,7 @@ def select_device(args: Args) -> torch.device:
             refuse(f"device {args.device!r} is neither a CPU nor a CUDA device")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        refuse(f"device {args.device!r} cannot be used: {first_line(error)}")
+        refuse(f"device {args.device!r} cannot be used", error)
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)  # graphs are captured on the current device
     if device.type == "cpu":
@@ -607,10 +593,7 @@ def task_settings(env_id: str, env_kwargs: dict[str, str]) -> dict[str, Any]:
     if env_id not in (tasks := envpool.list_all_envs()):
         near = difflib.get_close_matches(env_id, tasks, n=4, cutoff=0.5)
         refuse(f"there is no task {env_id!r}" + (f"; the nearest are {', '.join(near)}" if near else ""))
-    try:
-        config = envpool.make_spec(env_id).config._asdict()
-    except Exception as error:  # a task whose libraries are missing
-        refuse(f"EnvPool cannot make {env_id}: {first_line(error)}")
+    config = envpool.make_spec(env_id).config._asdict()
     names = list(config)[list(config).index("max_episode_steps") :]  # what comes before is the pool's own
     settings: dict[str, Any] = {}
     for name, text in env_kwargs.items():
@@ -627,13 +610,13 @@ def task_settings(env_id: str, env_kwargs: dict[str, str]) -> dict[str, Any]:
 def make_envs(args: Args, env_seeds: list[int], render_mode: str | None = None) -> Any:
     """One pool with an environment per seed given. This is the function to replace for a task of your own: any
     gymnasium.vector.VectorEnv whose episodes end, and that resets on the next step, Gymnasium's default, will do."""
-    settings = task_settings(args.env_id, args.env_kwargs)
     threads = min(args.env_threads or os.cpu_count() or 1, len(env_seeds))
     pool = {"num_envs": len(env_seeds), "num_threads": threads, "env_seed": env_seeds, "render_mode": render_mode}
     try:
+        settings = task_settings(args.env_id, args.env_kwargs)
         return envpool.make(args.env_id, "gymnasium", **pool, **settings)
-    except Exception as error:  # a task whose files are missing, a value that the task cannot take
-        refuse(f"EnvPool cannot make {args.env_id} {settings or ''}: {first_line(error)}")
+    except Exception as error:  # libraries or files that are missing, a value that the task cannot take
+        refuse(f"EnvPool cannot make {args.env_id} {args.env_kwargs or ''}", error)
 
 
 def spaced_seeds(args: Args, num_envs: int, *stream: int) -> list[int]:
@@ -667,7 +650,7 @@ def check_spaces(envs: Any, args: Args, *action_types: type) -> None:
             film.render(env_ids=[0])
             film.close()
         except Exception as error:
-            refuse(f"{args.env_id} cannot be filmed: {first_line(error)}")
+            refuse(f"{args.env_id} cannot be filmed", error)
 
 
 # -------------------------------------------------------------------------------------------------------------- Logging
@@ -795,7 +778,7 @@ def load(path: Path, kind: str, device: torch.device, optional: bool = False) ->
         content = torch.load(path, map_location=device, weights_only=True)
         found = content["kind"]
     except Exception as error:  # missing, truncated, corrupt and foreign files fail in many ways
-        refuse(f"{path} cannot be read as {kind}: {first_line(error)}")
+        refuse(f"{path} cannot be read as {kind}", error)
     if found != f"{Path(__file__).stem} {kind}":
         if optional:
             return {}
@@ -838,20 +821,17 @@ def save_run(args: Args, log: RunLog, agent: nn.Module, state: dict[str, Tensor]
 
 def find_checkpoint(args: Args, device: torch.device) -> tuple[list[Path], dict[str, Any] | None]:
     """The folders and the content of the checkpoint to go on from; none if there is none."""
-
-    def differences(saved: dict[str, Any]) -> list[str]:
-        now, then = asdict(args), saved["args"]
-        free = ("resume", "run_dir") + ("total_timesteps",) * (now["total_timesteps"] >= then["total_timesteps"])
-        return [name for name in now if name not in free and now[name] != then.get(name)]
-
     candidates = [Path(args.resume)] if args.resume else []
     if args.resume == "auto":
         name = f"{args.env_id.replace('/', '_')}__{args.exp_name}__{args.seed}__"
-        found = Path(args.run_dir).glob(f"{glob.escape(name)}*/checkpoint.pt")
+        found = [path for path in Path(args.run_dir).glob("*/checkpoint.pt") if path.parent.name.startswith(name)]
         candidates = sorted(found, key=lambda path: path.parent.name.rpartition("__")[2], reverse=True)
     for path in candidates:
         saved = load(path, "checkpoint", device, optional=args.resume == "auto")
-        names = differences(saved) if saved else ["script"]
+        now, then = asdict(args), saved.get("args", {})  # empty for what another script has written
+        longer = now["total_timesteps"] >= then.get("total_timesteps", 0)
+        free = ("resume", "run_dir", "total_timesteps") if longer else ("resume", "run_dir")
+        names = [name for name in now if name not in free and now[name] != then.get(name)]
         if not names:
             first = path if path.is_dir() else path.parent
             return [first, *(first.parent / name for name in saved["folders"][1:])], saved
@@ -929,14 +909,12 @@ def capture_video(agent: "Agent", args: Args, folders: list[Path]) -> None:
     frames: list[np.ndarray] = []
     every = max(1, lengths.max() // 250)
     evaluate(agent, args, 1, args.total_timesteps, frames, every)
+    stride, options = (2, {"duration": 40, "loop": 0}) if args.capture_video == "gif" else (1, {"fps": 25})
     for k, folder in enumerate(folders):
-        film = [frame[k] for frame in frames[: -(-lengths[k] // every)]]
+        film = [frame[k][::stride, ::stride] for frame in frames[: -(-lengths[k] // every)]]
         path = folder / "videos" / f"episode.{args.capture_video}"
         path.parent.mkdir(exist_ok=True)
-        if args.capture_video == "gif":
-            imageio.mimsave(path, [frame[::2, ::2] for frame in film], duration=40, loop=0)
-        else:
-            imageio.mimsave(path, film, fps=25)
+        imageio.mimsave(path, film, **options)
 
 
 def evaluate_saved(args: Args) -> None:
@@ -995,11 +973,9 @@ def optimizer_state(optimizer: torch.optim.Optimizer, name: str) -> dict[str, Te
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
-    state = {f"{name}.{i}.{key}": t for i, own in enumerate(optimizer.state.values()) for key, t in own.items()}
-    for key in state:
-        if key.endswith(".step"):
-            state[key].zero_()
-    return state
+    for own in optimizer.state.values():
+        own["step"].zero_()
+    return {f"{name}.{i}.{key}": t for i, own in enumerate(optimizer.state.values()) for key, t in own.items()}
 
 
 def main() -> None:
@@ -1013,7 +989,7 @@ def main() -> None:
         too_little = isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
         if isinstance(error, RuntimeError) and not too_little:
             raise
-        refuse(f"the machine cannot do it: {first_line(error)}")
+        refuse("the machine cannot do it", error)
 
 
 if __name__ == "__main__":

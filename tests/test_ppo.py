@@ -193,6 +193,19 @@ def test_value_loss_by_hand(ppo):
     assert ppo.value_loss(values, old, returns, valid, 0.2).item() == pytest.approx((3.24 + 0.81) / 4, abs=1e-6)
 
 
+@pytest.mark.parametrize("script", ["a2c", "reinforce", "trpo"], indirect=True)
+def test_a_normal_policy_against_torch_distributions(script):
+    torch.manual_seed(0)
+    old, new = ((torch.randn(2, 7, 3), torch.randn(2, 1, 3)) for _ in range(2))
+    actions = torch.randn(2, 7, 3)
+    wanted_old, wanted = (torch.distributions.Normal(mean, log_std.exp()) for mean, log_std in (old, new))
+    torch.testing.assert_close(script.log_prob(actions, new), wanted.log_prob(actions).sum(-1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(script.entropy(new), wanted.entropy().sum(-1))
+    if script.__name__ == "trpo":
+        kl = torch.distributions.kl_divergence(wanted_old, wanted).sum(-1)
+        torch.testing.assert_close(script.kl_divergence(old, new), kl, rtol=1e-4, atol=1e-5)
+
+
 def test_normal_against_torch_distributions(ppo):
     torch.manual_seed(0)
     mean, old_mean, actions = torch.randn(3, 7, 4), torch.randn(3, 7, 4), torch.randn(3, 7, 4)
