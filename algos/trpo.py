@@ -50,8 +50,8 @@ Details that matter:
     the unclipped action. The normal's standard deviation sigma has a floor: the gradient of the mean grows like
     1 / sigma, and when advantages are only noise, that ruins a perfect policy. The line search knows of the floor.
 Deviations from the paper (in brackets what it has): 6, 7, a damped F, GAE (Monte Carlo returns), normalised advantages,
-a value function fitted by epochs of Adam, 2,048 steps an iteration (50,000 or more), two hidden layers of
-64 (one of 30 or 50), orthogonal initialisation.
+a value function fitted by epochs of Adam, 2,048 steps an iteration (50,000 or more), two hidden layers of 64 units (one
+of 30 or 50), orthogonal initialisation.
 """
 
 import contextlib
