@@ -74,12 +74,17 @@ def csv_rows(path: Path) -> list[dict[str, str]]:
 
 @dataclass
 class Bar:
-    """The best published mean of an algorithm on a task: what there is to beat."""
+    """A published mean of an algorithm on a task: what there is to beat."""
 
     mean: float = np.nan
     std: float = np.nan  # over seeds, with n - 1; NaN where the source has none
     seeds: int = 0
     sampled: bool = False  # of episodes whose actions were sampled, in training or in tests; ours are the mean action
+
+    @classmethod
+    def of(cls, row: dict[str, str]) -> "Bar":
+        numbers = float(row["mean_return"]), float(row["std_over_seeds"] or "nan"), int(row["n_seeds"])
+        return cls(*numbers, row.get("actions") == "sampled")
 
     def __str__(self) -> str:
         half = stats.half_width(self.std, self.seeds) if self.seeds else np.nan
@@ -87,29 +92,14 @@ class Bar:
 
 
 def published() -> dict[tuple[str, str], Bar]:
-    """By algorithm and task, the task without its version."""
-    return {
-        (row["algo"], row["env"]): Bar(
-            float(row["mean_return"]),
-            float(row["std_over_seeds"] or "nan"),
-            int(row["n_seeds"]),
-            row["actions"] == "sampled",
-        )
-        for row in csv_rows(HERE / "published.csv")
-    }
+    """The best one by algorithm and task, the task without its version."""
+    return {(row["algo"], row["env"]): Bar.of(row) for row in csv_rows(HERE / "published.csv")}
 
 
-def published_curves() -> dict[tuple[str, str, int], tuple[float, float, int]]:
-    """Points of published learning curves up to a million steps, by algorithm, task without its version, and steps:
-    mean, standard deviation (with n - 1) and number of seeds."""
-    return {
-        (row["algo"], row["env"], int(row["steps"])): (
-            float(row["mean_return"]),
-            float(row["std_over_seeds"]),
-            int(row["n_seeds"]),
-        )
-        for row in csv_rows(HERE / "published_curves.csv")
-    }
+def published_curves() -> dict[tuple[str, str, int], Bar]:
+    """Points of published learning curves up to a million steps, by algorithm, task without its version, and steps."""
+    rows = csv_rows(HERE / "published_curves.csv")
+    return {(row["algo"], row["env"], int(row["steps"])): Bar.of(row) for row in rows}
 
 
 def random_returns() -> dict[str, float]:
@@ -412,8 +402,8 @@ def shorter_runs(results: Shorter) -> str:
         cell = (PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0], int(steps[-1]))
         there = ""
         if cell in bar:
-            p = probability(stats.against(final, *bar[cell])[1])
-            there = number(bar[cell][0]) + (f" (p {p})" if p else "")
+            p = probability(stats.against(final, bar[cell].mean, bar[cell].std, bar[cell].seeds)[1])
+            there = number(bar[cell].mean) + (f" (p {p})" if p else "")
         row = [algo, task, f"{steps[-1]:,.0f}", with_spread(final), each, there, ""]
         threshold = getattr(gymnasium.registry.get(task), "reward_threshold", None)
         worst = np.min([columns["eval_return"] for columns in seeds.values()], axis=0)
@@ -430,8 +420,9 @@ def shorter_figure(results: Shorter) -> bytes | None:
     for algo, task, seeds in results:
         last = next(iter(seeds.values()))["global_step"][-1]
         name = (PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0])
-        if points := [(steps, *point) for (*cell, steps), point in bar.items() if (*cell,) == name and steps <= last]:
-            shown.append((f"{algo}, {task}", seeds, np.array(sorted(points)).T))
+        own = sorted((key[2], at.mean, at.std, at.seeds) for key, at in bar.items() if key[:2] == name)
+        if points := [point for point in own if point[0] <= last]:
+            shown.append((f"{algo}, {task}", seeds, np.array(points).T))
     if not shown:
         return None
     figure, axes = panels([title for title, _, _ in shown], "evaluation return", "thousand steps per seed")

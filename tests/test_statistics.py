@@ -178,8 +178,8 @@ def test_the_table_by_hand(tmp_path):
 
 
 def test_shorter_runs_tell_when_every_seed_has_solved_the_task_and_what_is_published(tmp_path, monkeypatch):
-    points = {("a2c", "Ant", 1000): (2.5, 1.0, 2), ("a2c", "Pendulum", 999): (5.0, 1.0, 2)}
-    points |= {("sac", "CartPole", 1000): (7.0, 1.0, 2)}
+    points = {("a2c", "Ant", 1000): report.Bar(2.5, 1.0, 2), ("a2c", "Pendulum", 999): report.Bar(5.0, 1.0, 2)}
+    points |= {("sac", "CartPole", 1000): report.Bar(7.0, 1.0, 2)}
     monkeypatch.setattr(report, "published_curves", lambda: points)
     for task, finals in (("CartPole-v1", [500.0, 480.0]), ("Pendulum-v1", [-150.0]), ("Ant-v4", [1.0, 2.0])):
         write_result(tmp_path / "a2c" / task, finals)

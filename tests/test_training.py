@@ -180,14 +180,28 @@ def test_defaults_are_those_of_the_results(script):
     }
 
 
+def no_values(agent):
+    """V = 0: with rewards of 0 there are no advantages then."""
+    for parameter in agent.critic.parameters():
+        parameter.data.zero_()
+    return agent
+
+
+def descend(script, agent, rollout, args):
+    """An update of A2C or REINFORCE, by plain gradient descent."""
+    extra = [torch.zeros(1, 2)] if script.__name__ == "reinforce" else []
+    rollout = rollout | {"age": torch.zeros_like(rollout["rewards"])}
+    script.update(agent, torch.optim.SGD(agent.parameters(), 0.1), rollout, torch.zeros(1, 4), *extra, args)
+
+
 @pytest.mark.parametrize("script", ["a2c", "reinforce"], indirect=True)
 def test_an_entropy_bonus_widens_the_policy(script):
     args = script.Args(num_envs=4, num_steps=8, ent_coef=1.0, vf_coef=0.0)
     agent = no_values(script.Agent(*WALKER, args))
-    rollout = random_rollout(script, args) | {"age": torch.zeros(8, 1, 4)}
+    rollout = random_rollout(script, args)
     rollout["rewards"].zero_()
-    before, extra = agent.log_std.detach().clone(), [torch.zeros(1, 2)] if script.__name__ == "reinforce" else []
-    script.update(agent, torch.optim.SGD(agent.parameters(), 0.1), rollout, torch.zeros(1, 4), *extra, args)
+    before = agent.log_std.detach().clone()
+    descend(script, agent, rollout, args)
     assert (agent.log_std > before).all()
 
 
@@ -200,23 +214,15 @@ def test_an_entropy_bonus_widens_ppos_policy(ppo):
     assert (agent.log_std > before).all()
 
 
-def no_values(agent):
-    """V = 0: with rewards of 0 there are no advantages then."""
-    for parameter in agent.critic.parameters():
-        parameter.data.zero_()
-    return agent
-
-
 @pytest.mark.parametrize("script", ["a2c", "reinforce"], indirect=True)
 def test_the_standard_deviation_stays_above_its_floor(script):
     for floor in (-1.0, -9.0):
         args = script.Args(num_envs=4, num_steps=8, log_std_init=-1.0, log_std_min=floor)
         agent = no_values(script.Agent(*WALKER, args))
-        rollout = random_rollout(script, args) | {"age": torch.zeros(8, 1, 4)}
+        rollout = random_rollout(script, args)
         rollout["actions"] *= 0.01  # near the mean, and rewarded: a narrower policy explains them better
         rollout["rewards"] = rollout["valid"].float()
-        extra = [torch.zeros(1, 2)] if script.__name__ == "reinforce" else []
-        script.update(agent, torch.optim.SGD(agent.parameters(), 0.1), rollout, torch.zeros(1, 4), *extra, args)
+        descend(script, agent, rollout, args)
         assert (agent.log_std >= -1.0).all() if floor == -1.0 else (agent.log_std < -1.0).any()
 
 
