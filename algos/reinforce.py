@@ -266,7 +266,7 @@ class RunningMeanStd(nn.Module):
 
 def sample(policy: tuple[Tensor, ...]) -> Tensor:
     """An action of each row, [S, B, A]."""
-    if len(policy) == 1:  # the Gumbel trick: the largest of logits plus such noise is a draw from their softmax
+    if len(policy) == 1:  # the argmax of logits plus Gumbel noise is a draw from their softmax
         return (policy[0] - torch.empty_like(policy[0]).exponential_().log()).argmax(-1, keepdim=True).float()
     mean, log_std = policy
     return mean + log_std.exp() * torch.randn_like(mean)
