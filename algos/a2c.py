@@ -406,7 +406,8 @@ def train(args: Args) -> list[Path]:
     if args.optimizer == "adam":
         optimizer = torch.optim.Adam(agent.parameters(), learning_rate, eps=1e-5, fused=True, capturable=on_cuda)
     else:
-        optimizer = torch.optim.RMSprop(agent.parameters(), learning_rate, alpha=0.99, eps=1e-5, capturable=on_cuda)
+        for_graphs = {"foreach": on_cuda, "capturable": on_cuda}  # tensor by tensor it would wait for the learning rate
+        optimizer = torch.optim.RMSprop(agent.parameters(), learning_rate, alpha=0.99, eps=1e-5, **for_graphs)
     state = agent.state_dict() | optimizer_state(optimizer, args.optimizer)  # all that training changes
     if saved:
         restore(state, saved.pop("state"))

@@ -1,0 +1,272 @@
+"""A CUDA device that a CPU plays: what a script does with one is checked where there is none.
+
+Tensors of the device "emulated" keep their data in host memory, behind a wrapper that nothing but the device can open.
+What can go wrong on CUDA without a word, or only there, goes wrong here at once:
+
+- An operation on tensors of both sides is an error, as on CUDA.
+- A graph records operations with the memory they use, executes none of them, and repeats these and nothing else:
+  Python is not run again, numbers stay as they were, and memory that only the recording has filled holds NaN.
+- Whatever would have the host wait is an error in a recording, as on CUDA.
+- A copy to pinned memory arrives when the host waits for the device, and not before; until then there is NaN.
+- A copy from pinned memory needs it unchanged until the host waits; that it was is checked then.
+
+Random numbers are those of the CPU's generator, so that a run must end with the numbers of a run on the CPU. What this
+cannot show: CUDA's kernels and their rounding, several streams, memory that is handed on within a graph's pool, speed.
+"""
+
+import contextlib
+import sys
+import types
+from pathlib import Path
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+WAITING = {f"aten::{name}" for name in ("_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2")}
+
+
+class DeviceTensor(torch.Tensor):
+    """A tensor of the device; `memory` is its data, a tensor of the CPU with the same shape and strides."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, memory):
+        layout = {"strides": memory.stride(), "storage_offset": memory.storage_offset(), "dtype": memory.dtype}
+        tensor = torch.Tensor._make_wrapper_subclass(cls, memory.size(), device="emulated:0", **layout)
+        tensor.memory = memory
+        return tensor
+
+    def __repr__(self):
+        return f"DeviceTensor({self.memory})"
+
+    def tolist(self):  # which PyTorch has for its own tensors only
+        return self.cpu().tolist()
+
+    def __reduce_ex__(self, protocol):  # torch.save
+        Emulation.current.wait("torch.save")
+        return self.memory.clone().__reduce_ex__(protocol)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, _, args=(), kwargs=None):
+        return Emulation.current.dispatch(func, args, kwargs or {})
+
+
+def address(tensor):
+    return tensor.untyped_storage().data_ptr()
+
+
+def on_device(device):
+    return device is not None and torch.device(device).type == "emulated"
+
+
+class Emulation(TorchDispatchMode):
+    """The device, which is there while this is entered."""
+
+    current = None
+
+    def __init__(self):
+        super().__init__()
+        self.pinned = {}  # by address
+        self.to_arrive, self.to_stay = [], []  # copies to pinned memory, and the pinned memory that copies read
+        self.graph = None  # that records
+
+    def __enter__(self):
+        Emulation.current, self.lifting = self, torch._C._only_lift_cpu_tensors()
+        torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(x, device=...) is a copy from the host, as on CUDA
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        torch._C._set_only_lift_cpu_tensors(self.lifting)
+        super().__exit__(*error)
+
+    def __torch_dispatch__(self, func, _, args=(), kwargs=None):
+        return self.dispatch(func, args, kwargs or {})
+
+    def wait(self, what):
+        """The host waits until the device has done everything."""
+        if self.graph:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {what}")
+        for memory, content in self.to_stay:
+            if memory.numpy().tobytes() != content:
+                raise RuntimeError("the host has written to pinned memory that a copy had yet to read")
+        for memory, content in self.to_arrive:
+            memory.copy_(content)
+        self.to_arrive, self.to_stay = [], []
+
+    def launch(self, operation, reads=(), writes=()):
+        """Execute an operation now; in a recording, only to learn of its memory."""
+        if self.graph:
+            self.graph.keep(reads, writes)
+        result = operation()
+        if self.graph:
+            self.graph.record(operation, result)
+        return result
+
+    def dispatch(self, func, args, kwargs):
+        """Any operation of PyTorch, of whatever tensors."""
+        leaves = tree_leaves((args, kwargs))
+        name, target = func._schema.name, kwargs.get("device")
+        ours = [x for x in leaves if isinstance(x, DeviceTensor)]
+        theirs = [x for x in leaves if isinstance(x, torch.Tensor) and not isinstance(x, DeviceTensor)]
+        if name == "aten::copy_" and ours and theirs:
+            return self.copy(args[0], args[1], kwargs.get("non_blocking", args[2] if len(args) > 2 else False))
+        if name == "aten::_to_copy" and target is not None and on_device(target) != bool(ours):
+            source = args[0]
+            rest = {key: value for key, value in kwargs.items() if key == "memory_format"}
+            layout = torch.empty_like(source.memory if ours else source, dtype=kwargs.get("dtype"), **rest)
+            return self.copy(DeviceTensor(layout) if theirs else layout, source, kwargs.get("non_blocking", False))
+        if not ours and not on_device(target):
+            if kwargs.get("pin_memory"):
+                result = func(*args, **kwargs | {"pin_memory": False})
+                self.pinned[address(result)] = result
+                return result
+            return func(*args, **kwargs)
+        if any(x.dim() for x in theirs):
+            raise RuntimeError(f"{name}: tensors of the device and of the host")
+        indices = tree_leaves(args[1]) if name in ("aten::index", "aten::index_put_") else []
+        if name in WAITING or any(x is not None and x.dtype == torch.bool for x in indices):
+            self.wait(name)
+        return self.compute(func, args, kwargs)
+
+    def compute(self, func, args, kwargs):
+        """On the device."""
+        host_args, host_kwargs = tree_map_only(DeviceTensor, lambda x: x.memory, (args, kwargs))
+        if on_device(kwargs.get("device")):
+            host_kwargs["device"] = torch.device("cpu")
+        if self.graph:  # a number in host memory is frozen
+            known = {id(x.memory) for x in tree_leaves((args, kwargs)) if isinstance(x, DeviceTensor)}
+            host_args, host_kwargs = tree_map_only(
+                torch.Tensor, lambda x: x if id(x) in known else x.clone(), (host_args, host_kwargs)
+            )
+        given = dict(zip((argument.name for argument in func._schema.arguments), host_args, strict=False)) | host_kwargs
+        written = [given[a.name] for a in func._schema.arguments if a.alias_info and a.alias_info.is_write]
+        reads = [x for x in tree_leaves((host_args, host_kwargs)) if isinstance(x, torch.Tensor)]
+        writes = [x for x in tree_leaves(written) if x is not None]
+        result = self.launch(lambda: func(*host_args, **host_kwargs), reads, writes)
+        if not any(isinstance(x, torch.Tensor) for x in tree_leaves(result)):
+            return result
+        wrapped = tree_map_only(torch.Tensor, DeviceTensor, result)
+        return return_and_correct_aliasing(func, args, kwargs, wrapped)
+
+    def copy(self, to, source, non_blocking):
+        """Between device and host."""
+        if isinstance(to, DeviceTensor):
+            pinned = address(source) in self.pinned
+            if not non_blocking or (self.graph and not pinned):
+                self.wait("copy to the device")
+
+            def operation():
+                to.memory.copy_(source)
+                if pinned:
+                    self.to_stay.append((source, source.numpy().tobytes()))
+
+            self.launch(operation, writes=[to.memory])
+        else:
+            if not (address(to) in self.pinned and non_blocking):
+                self.wait("copy to the host")
+                to.copy_(source.memory)
+                return to
+
+            def operation():
+                self.to_arrive.append((to, source.memory.clone()))
+                to.fill_(torch.nan if to.is_floating_point() else 1)
+
+            self.launch(operation, [source.memory], [to])
+        return to
+
+
+class Graph:
+    """torch.cuda.CUDAGraph."""
+
+    def __init__(self):
+        self.operations, self.outside, self.before, self.inside = [], set(), {}, {}
+
+    def keep(self, reads, writes):
+        """What was there before the recording stays as it was."""
+        for memory in [*reads, *writes]:
+            if address(memory) not in self.inside:
+                self.outside.add(address(memory))
+        for memory in writes:
+            if address(memory) in self.outside and address(memory) not in self.before:
+                storage = memory.untyped_storage()
+                self.before[address(memory)] = storage, storage.clone()
+
+    def record(self, operation, result):
+        results = [x for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
+        for memory in results:
+            if address(memory) not in self.outside:
+                self.inside.setdefault(address(memory), memory)
+        self.operations.append((operation, results))
+
+    @contextlib.contextmanager
+    def recording(self):
+        device, generator = Emulation.current, torch.get_rng_state()
+        device.wait("the beginning of a recording")
+        device.graph = self
+        try:
+            yield
+        finally:
+            device.graph, device.to_arrive, device.to_stay = None, [], []
+        torch.set_rng_state(generator)
+        for storage, content in self.before.values():
+            storage.copy_(content)
+        for memory in self.inside.values():
+            if memory.is_floating_point():
+                memory.fill_(torch.nan)
+
+    def replay(self):
+        for operation, results in self.operations:
+            new_results = [x for x in tree_leaves(operation()) if isinstance(x, torch.Tensor)]
+            for memory, new in zip(results, new_results, strict=True):
+                if address(memory) != address(new):
+                    memory.copy_(new)
+
+
+class Stream:
+    """torch.cuda.Stream, of which there is one."""
+
+    def __init__(self, device=None):
+        pass
+
+    def wait_stream(self, stream):
+        pass
+
+    def synchronize(self):
+        Emulation.current.wait("synchronize")
+
+
+cuda = types.ModuleType("torch.emulated")  # what the scripts use of torch.cuda
+cuda.is_available = cuda.is_initialized = lambda: True
+cuda._is_in_bad_fork = lambda: False
+cuda.manual_seed_all = cuda.set_device = lambda _: None
+cuda.device_count, cuda.current_device = lambda: 1, lambda: 0
+cuda.get_device_name = lambda device=None: "emulated"
+cuda.get_rng_state = lambda device=None: torch.get_rng_state()
+cuda.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
+cuda.Stream, cuda.current_stream, cuda.CUDAGraph = Stream, Stream, Graph
+cuda.stream = lambda stream: contextlib.nullcontext()
+cuda.graph = lambda graph, stream=None: graph.recording()
+cuda.synchronize = lambda device=None: Emulation.current.wait("synchronize")
+_setup_privateuseone_for_python_backend("emulated", cuda)
+
+
+def load_emulated(path, changes=()):
+    """A script that takes the emulated device for CUDA, with (old, new) changes of its text."""
+    source = Path(path).read_text()
+    for old, new in changes:
+        assert old in source
+        source = source.replace(old, new)
+    for name, emulated in (("torch.cuda.", "torch.emulated."), ('"cuda"', '"emulated"'), (".is_cuda", ".is_emulated")):
+        source = source.replace(name, emulated)
+    module = types.ModuleType(f"emulated_{Path(path).stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module
+    exec(compile(source, path, "exec"), module.__dict__)
+    load = module.load
+    module.load = lambda path, kind, device, **options: tree_map_only(
+        torch.Tensor, lambda x: x.to(device), load(path, kind, torch.device("cpu"), **options)
+    )
+    return module
