@@ -23,7 +23,7 @@ tests | speed | train)
     ;;&
 tests)
     SECONDS_LIMIT=${SECONDS_LIMIT:-480} \
-        "$python" -m pytest -o addopts='-m "not slow"' tests/test_cuda.py tests/test_replay.py \
+        "$python" -m pytest -o addopts='-m "not slow"' tests/test_cuda.py \
         --durations=20 --junitxml="$out/tests_cuda.xml" "$@"
     ;;
 speed)
