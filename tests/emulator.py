@@ -141,11 +141,20 @@ class Emulation(TorchDispatchMode):
             host_args, host_kwargs = tree_map_only(
                 torch.Tensor, lambda x: x if id(x) in known else x.clone(), (host_args, host_kwargs)
             )
-        given = dict(zip((argument.name for argument in func._schema.arguments), host_args, strict=False)) | host_kwargs
-        written = [given[a.name] for a in func._schema.arguments if a.alias_info and a.alias_info.is_write]
-        reads = [x for x in tree_leaves((host_args, host_kwargs)) if isinstance(x, torch.Tensor)]
-        writes = [x for x in tree_leaves(written) if x is not None]
-        result = self.launch(lambda: func(*host_args, **host_kwargs), reads, writes)
+        reduction = func.namespace == "c10d"  # between processes
+        signature = func._schema.arguments
+        given = dict(zip((argument.name for argument in signature), host_args, strict=False)) | host_kwargs
+        written = [a.name for a in signature if a.alias_info and a.alias_info.is_write and a.name in given]
+        reads = [x for x in tree_leaves(given) if isinstance(x, torch.Tensor)]
+        writes = [x for x in tree_leaves([given[name] for name in written]) if x is not None]
+
+        def operation():
+            result = func(*host_args, **host_kwargs)
+            if reduction:
+                result[1].wait()
+            return result
+
+        result = self.launch(operation, reads, reads if reduction else writes)
         if not any(isinstance(x, torch.Tensor) for x in tree_leaves(result)):
             return result
         wrapped = tree_map_only(torch.Tensor, DeviceTensor, result)

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from conftest import ROOT, load_script
@@ -158,6 +159,21 @@ def test_ranks_are_equal_after_training_and_the_first_one_writes(ppo, quick, tmp
     assert_no_thread_of_gloo_is_left(tmp_path)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="PyTorch takes one device for its accelerator")
+def test_recorded_graphs_hold_the_reductions(ppo, quick, tmp_path):
+    """On an emulated device (emulator.py), where graphs repeat what was recorded and nothing else."""
+    agents = []
+    for device in ("cpu", "emulated"):
+        folder = tmp_path / device
+        folder.mkdir()
+        changes = {"num_seeds": 2, "total_timesteps": 3 * STEPS, "device": device, "run_dir": str(folder / "runs")}
+        status, output = torchrun(folder, "train_task", quick | changes)
+        assert status == 0, output
+        agents += [left["agent"] for left in read_ranks(folder)]
+    for name, tensor in agents[0].items():
+        assert all(torch.equal(tensor, other[name]) for other in agents[1:]), name
+
+
 def test_a_rank_that_dies_brings_the_job_down(ppo, quick, tmp_path):
     endless = {"total_timesteps": 10**8, "num_evaluations": 0, "signal": [signal.SIGKILL, 3]}
     status, output = torchrun(tmp_path, "train_task", quick | endless)
@@ -204,5 +220,12 @@ def test_another_number_of_ranks_is_refused(ppo, quick, capsys):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    script = load_script(ROOT / "algos" / "ppo_continuous.py")
-    globals()[sys.argv[1]](script, int(os.environ["RANK"]), Path(sys.argv[2]), json.loads(sys.argv[3]))
+    path, (task, folder, words) = ROOT / "algos" / "ppo_continuous.py", sys.argv[1:]
+    kwargs, device = json.loads(words), contextlib.nullcontext()
+    script = load_script(path)
+    if task == "train_task" and kwargs["device"] == "emulated":
+        from emulator import Emulation, load_emulated
+
+        script, device = load_emulated(path, [("cpu:gloo,cuda:nccl", "gloo")]), Emulation()
+    with device:
+        globals()[task](script, int(os.environ["RANK"]), Path(folder), kwargs)
