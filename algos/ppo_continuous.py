@@ -466,7 +466,9 @@ def train(args: Args) -> list[Path]:
     128 + n after signal n."""
     S, N, T, last = args.num_seeds, args.num_envs, args.num_steps, args.trained_timesteps
     if args.world_size > 1 and args.device != "cpu" and torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        if (local_rank := int(os.environ["LOCAL_RANK"])) >= torch.cuda.device_count():
+            refuse(f"rank {local_rank} of this machine has no GPU of its own: there are {torch.cuda.device_count()}")
+        torch.cuda.set_device(local_rank)
     device = select_device(args)
     on_cuda, rank = device.type == "cuda", 0
     if args.world_size > 1:
@@ -1065,7 +1067,7 @@ def main() -> None:
     try:
         evaluate_saved(args) if args.evaluate else train(args)
     except (OSError, MemoryError, RuntimeError) as error:
-        words = ("allocate", "size calculation")
+        words = ("allocate", "size calculation", "out of memory")
         too_little = isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
         if isinstance(error, RuntimeError) and not too_little:
             raise

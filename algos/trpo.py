@@ -1086,7 +1086,7 @@ def main() -> None:
     try:
         evaluate_saved(args) if args.evaluate else train(args)
     except (OSError, MemoryError, RuntimeError) as error:
-        words = ("allocate", "size calculation")
+        words = ("allocate", "size calculation", "out of memory")
         too_little = isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
         if isinstance(error, RuntimeError) and not too_little:
             raise

@@ -5,13 +5,14 @@ What can go wrong on CUDA without a word, or only there, goes wrong here at once
 
 - An operation on tensors of both sides is an error, as on CUDA.
 - A graph records operations with the memory they use, executes none of them, and repeats these and nothing else:
-  Python is not run again, numbers stay as they were, and memory that only the recording has filled holds NaN.
-- Whatever would have the host wait is an error in a recording, as on CUDA.
+  Python is not run again, numbers stay as they were, and memory that only the recording has filled is overwritten.
+- In a recording, to read a value on the host, or to make a tensor whose shape depends on values, is an error.
 - A copy to pinned memory arrives when the host waits for the device, and not before; until then there is NaN.
 - A copy from pinned memory needs it unchanged until the host waits; that it was is checked then.
 
 Random numbers are those of the CPU's generator, so that a run must end with the numbers of a run on the CPU. What this
-cannot show: CUDA's kernels and their rounding, several streams, memory that is handed on within a graph's pool, speed.
+cannot show: CUDA's kernels and their rounding, a second stream, memory that a graph uses and the script has freed,
+torch.compile, NCCL, speed.
 """
 
 import contextlib
@@ -20,11 +21,12 @@ import types
 from pathlib import Path
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-WAITING = {f"aten::{name}" for name in ("_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2")}
+WAITS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
 class DeviceTensor(torch.Tensor):
@@ -69,7 +71,7 @@ class Emulation(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.pinned = {}  # by address
+        self.pinned = {}  # by address; never dropped, so that no address is used twice
         self.to_arrive, self.to_stay = [], []  # copies to pinned memory, and the pinned memory that copies read
         self.graph = None  # that records
 
@@ -117,6 +119,8 @@ class Emulation(TorchDispatchMode):
             source = args[0]
             rest = {key: value for key, value in kwargs.items() if key == "memory_format"}
             layout = torch.empty_like(source.memory if ours else source, dtype=kwargs.get("dtype"), **rest)
+            if ours and kwargs.get("non_blocking"):
+                self.pinned[address(layout)] = layout
             return self.copy(DeviceTensor(layout) if theirs else layout, source, kwargs.get("non_blocking", False))
         if not ours and not on_device(target):
             if kwargs.get("pin_memory"):
@@ -124,10 +128,13 @@ class Emulation(TorchDispatchMode):
                 self.pinned[address(result)] = result
                 return result
             return func(*args, **kwargs)
-        if any(x.dim() for x in theirs):
+        if theirs and (name in ("aten::cat", "aten::stack", "aten::where") or any(x.dim() for x in theirs)):
             raise RuntimeError(f"{name}: tensors of the device and of the host")
-        indices = tree_leaves(args[1]) if name in ("aten::index", "aten::index_put_") else []
-        if name in WAITING or any(x is not None and x.dtype == torch.bool for x in indices):
+        if name in ("aten::index", "aten::index_put_"):
+            waits = any(x is not None and x.dtype == torch.bool for x in tree_leaves(args[1]))
+        else:
+            waits = name in ("aten::equal", "aten::allclose") or not WAITS.isdisjoint(func.tags)
+        if waits:
             self.wait(name)
         return self.compute(func, args, kwargs)
 
@@ -223,8 +230,7 @@ class Graph:
         for storage, content in self.before.values():
             storage.copy_(content)
         for memory in self.inside.values():
-            if memory.is_floating_point():
-                memory.fill_(torch.nan)
+            memory.fill_(torch.nan if memory.is_floating_point() else 1)
 
     def replay(self):
         for operation, results in self.operations:
@@ -246,6 +252,14 @@ class Stream:
     def synchronize(self):
         Emulation.current.wait("synchronize")
 
+
+def check_capturable(optimizer, *_):
+    """What PyTorch checks on CUDA only."""
+    if Emulation.current and Emulation.current.graph:
+        assert all(group["capturable"] for group in optimizer.param_groups), "capturable=False while capturing"
+
+
+register_optimizer_step_pre_hook(check_capturable)
 
 cuda = types.ModuleType("torch.emulated")  # what the scripts use of torch.cuda
 cuda.is_available = cuda.is_initialized = lambda: True
@@ -274,7 +288,7 @@ def load_emulated(path, changes=()):
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
     exec(compile(source, path, "exec"), module.__dict__)
-    load = module.load
+    load = module.load  # torch.load cannot load to this device
     module.load = lambda path, kind, device, **options: tree_map_only(
         torch.Tensor, lambda x: x.to(device), load(path, kind, torch.device("cpu"), **options)
     )

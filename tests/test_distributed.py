@@ -211,6 +211,13 @@ def test_a_signal_to_one_rank_stops_all_together(ppo, quick, tmp_path):
     assert_no_thread_of_gloo_is_left(tmp_path)
 
 
+def test_a_rank_without_a_gpu_is_refused(ppo, quick, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert "rank 1" in refusal(capsys, lambda: ppo.train(ppo.Args(**quick | {"world_size": 2, "device": "auto"})))
+
+
 def test_another_number_of_ranks_is_refused(ppo, quick, capsys):
     (folder,) = ppo.train(ppo.Args(**quick))
     capsys.readouterr()
