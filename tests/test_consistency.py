@@ -77,6 +77,11 @@ def test_every_argument_is_read_and_explained(stem):
             assert "  # " in SOURCES[stem].splitlines()[node.lineno - 1], f"--{node.target.id} has no help"
 
 
+def test_every_curve_is_explained(script):
+    text = (ROOT / "README.md").read_text()
+    assert [name for name in script.LOSSES if f"`losses/{name}`" not in text] == []
+
+
 def test_common_arguments_are_the_same_everywhere():
     described = []
     for stem, source in SOURCES.items():
