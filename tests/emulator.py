@@ -265,7 +265,7 @@ cuda = types.ModuleType("torch.emulated")  # what the scripts use of torch.cuda
 cuda.is_available = cuda.is_initialized = lambda: True
 cuda._is_in_bad_fork = lambda: False
 cuda.manual_seed_all = cuda.set_device = lambda _: None
-cuda.device_count, cuda.current_device = lambda: 1, lambda: 0
+cuda.device_count, cuda.current_device = lambda: 2, lambda: 0  # one for each rank of a test
 cuda.get_device_name = lambda device=None: "emulated"
 cuda.get_rng_state = lambda device=None: torch.get_rng_state()
 cuda.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
