@@ -176,7 +176,7 @@ class Emulation(TorchDispatchMode):
 
             def operation():
                 to.memory.copy_(source)
-                if pinned:
+                if pinned and non_blocking:
                     self.to_stay.append((source, source.numpy().tobytes()))
 
             self.launch(operation, writes=[to.memory])
