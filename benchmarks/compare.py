@@ -1,5 +1,6 @@
 """`report.py --compare A B`: is the change better? For two folders of runs, A before it and B after."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,23 @@ def group(runs: list[Run]) -> dict[str, list[Run]]:
 
 
 def finished(runs: list[Run], side: str, warnings: list[str]) -> list[Run]:
-    """Those with a final evaluation, one of each seed (the latest), and what is to be said of the others."""
+    """Those with a final evaluation, one of each seed (the latest), and what is to be said of the others. Raises
+    ValueError where two runs of a seed were trained with different arguments: it cannot be known which is meant."""
     done = [run for run in runs if not np.isnan(run.final)]
-    if missing := [run for run in runs if np.isnan(run.final)]:
+    if missing := [run for run in runs if np.isnan(run.final) and not run.diverged]:
         names = ", ".join(run.folder.name for run in missing)
         warnings.append(f"{side}: left out, because unfinished or without a final evaluation: {names}")
-    latest = {run.seed: run for run in done}
+    if lost := [run for run in runs if run.diverged]:
+        names = ", ".join(str(run.seed) for run in lost)
+        warnings.append(f"{side}: diverged on {lost[0].task}, so that no mean can count them: seeds {names}")
+    latest: dict[int, Run] = {}
+    for run in sorted(done, key=lambda run: run.started):
+        earlier = latest.setdefault(run.seed, run)
+        if names := mixed([earlier, run]):
+            raise ValueError(f"{side} has seed {run.seed} of {run.task} twice, with different {', '.join(names)}")
+        latest[run.seed] = run
     if len(latest) < len(done):
-        warnings.append(f"{side}: several runs of the same seed; the one whose folder sorts last counts")
+        warnings.append(f"{side}: several runs of the same seed; the one that was started last counts")
     return [latest[seed] for seed in sorted(latest)]
 
 
@@ -55,10 +65,14 @@ def task_warnings(a: list[Run], b: list[Run]) -> list[str]:
             warnings.append(f"{side} mixes runs of different {', '.join(names)}")
         if len({run.trained_timesteps for run in runs}) > 1:
             warnings.append(f"{side} mixes runs of different numbers of steps")
+    if versions := sorted({f"{name} {version}" for run in (*a, *b) for name, version in run.versions.items()}):
+        counts = Counter(text.split()[0] for text in versions)
+        if several := [text for text in versions if counts[text.split()[0]] > 1]:
+            warnings.append(f"trained with different versions: {', '.join(several)}")
     if {run.seed for run in a} != {run.seed for run in b}:
         warnings.append("A and B have different seeds; the test takes them as independent, so this is allowed")
     steps = a[0].trained_timesteps, b[0].trained_timesteps
-    if steps[0] != steps[1]:
+    if abs(steps[0] - steps[1]) > 0.01 * max(steps):  # whole rollouts are not the same number of steps everywhere
         warnings.append(f"A has trained {steps[0]:,} steps and B {steps[1]:,}: the difference may be theirs")
     return warnings
 
@@ -70,7 +84,8 @@ def verdict(difference: float, low: float, high: float, p: float) -> str:
     if p < 1 - stats.LEVEL:
         word = "better" if difference > 0 else "worse"
         return (
-            f"B is {word} than A. Were they equal, chance would make such a difference in {p:.2g} of such comparisons."
+            f"B is {word} than A. Were they equal, chance would make such a difference in at most {p:.2g} of such"
+            " comparisons."
         )
     if low > 0 or high < 0:  # which several tasks together leave open
         return f"No difference is shown: with so many tasks, one such by chance is not rare (p = {p:.2g} corrected)."
@@ -107,6 +122,7 @@ def compare(folder_a: Path, folder_b: Path) -> str:
         lines += [f"Arguments that differ: {next(iter(changes.values()))}"]
     else:
         lines += [f"Arguments that differ on {task}: {change}" for task, change in changes.items()]
+    lost = {task for tasks in (tasks_a, tasks_b) for task in pairs if any(run.diverged for run in tasks[task])}
     scores = {task: tuple(np.array([run.final for run in side]) for side in pair) for task, pair in pairs.items()}
     tests = {task: stats.welch(*pair) for task, pair in scores.items()}
     corrected = dict(zip(tests, stats.holm([test[-1] for test in tests.values()]), strict=True))
@@ -114,20 +130,21 @@ def compare(folder_a: Path, folder_b: Path) -> str:
         difference, low, high, p = tests[task]
         lines += ["", f"{task}, {b[0].trained_timesteps:,} steps", side_line("A", a), side_line("B", b)]
         lines += [f"  B - A  {difference:+,.1f}, interval {low:+,.1f} to {high:+,.1f}, p = {p:.3g} (Welch)"]
-        lines += ["  " + improvement_line([side[:, None] for side in reversed(scores[task])])]
-        lines += ["  " + verdict(difference, low, high, corrected[task])]
-    if len(pairs) > 1:
+        (chance,) = stats.improvement(*(side[:, None] for side in reversed(scores[task])))
+        lines += [f"  a seed of B beats one of A with probability {chance:.2f}"]
+        if task in lost:
+            lines += ["  Nothing can be said: seeds diverged (see below), and the numbers are of the others alone."]
+        else:
+            lines += ["  " + verdict(difference, low, high, corrected[task])]
+    if len(pairs) > 1 and not lost:
         lines += ["", f"Over {len(pairs)} tasks (the verdicts above carry Holm's correction for as many looks)"]
         sides: list[Any] = []
         for side in (1, 0):  # B, A
             count = min(len(pair[side]) for pair in scores.values())
             sides.append(np.stack([pair[side][:count] for pair in scores.values()], 1))
-        lines += ["  " + improvement_line(sides)]
+        (chance,), ((low,), (high,)) = stats.bootstrap(sides, stats.improvement)
+        lines += [f"  a seed of B beats one of A with probability {chance:.2f}"]
+        if min(len(side) for side in sides) >= FEW:  # of fewer, resamples are too much alike
+            lines[-1] += f", interval {low:.2f} to {high:.2f} (bootstrap)"
     lines += [""] * bool(warnings) + [f"warning: {warning}" for warning in warnings]
     return "\n".join(lines)
-
-
-def improvement_line(scores: list[np.ndarray]) -> str:
-    """For scores of B and of A, [seeds, tasks] each."""
-    (chance,), ((low,), (high,)) = stats.bootstrap(scores, stats.improvement)
-    return f"a seed of B beats one of A with probability {chance:.2f}, interval {low:.2f} to {high:.2f} (bootstrap)"

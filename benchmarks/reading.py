@@ -1,8 +1,10 @@
 """Read what runs leave: gathered results (run.json and metrics.csv of all seeds), and the run folders themselves."""
 
+import contextlib
 import csv
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,19 @@ def finished(step: int, args: dict[str, Any], trained_timesteps: int) -> bool:
 
 def read_result(folder: Path) -> dict[int, dict[str, np.ndarray]]:
     """The columns of a result by seed. Raises ValueError, naming the folder, if it is cut off or inconsistent."""
-    try:
+    with naming(folder):
         return checked_result(folder)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Whatever is wrong with what is read in here: a ValueError that names it."""
+    try:
+        yield
     except KeyError as error:
-        raise ValueError(f"{folder}: there is no {error}") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}: {error}") from None
+        raise ValueError(f"{path}: there is no {error}") from None
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def checked_result(folder: Path) -> dict[int, dict[str, np.ndarray]]:
@@ -63,7 +72,10 @@ class Run:
     folder: Path
     args: dict[str, Any]
     trained_timesteps: int
-    final: float  # mean return of the last evaluation, NaN if the run has not come to it
+    final: float  # mean return of the last evaluation, NaN if the run has not come to it, or has diverged
+    diverged: bool = False  # at its end, with nothing to show in an evaluation that was asked for
+    started: int = 0  # seconds since 1970, of a run folder
+    versions: dict[str, str] = field(default_factory=dict)  # of Python and the packages that decide what is learned
 
     @property
     def seed(self) -> int:
@@ -81,18 +93,31 @@ def read_runs(folder: Path) -> list[Run]:
     at any depth. Raises ValueError, naming the file, for what cannot be read, and if there are none."""
     runs: list[Run] = []
     for path in sorted([*folder.glob("run.json"), *folder.glob("*/run.json")]):
-        meta = json.loads(path.read_text())
-        for seed, columns in read_result(path.parent).items():
-            final = float(columns["eval_return"][-1])
-            runs.append(Run(path.parent, meta["args"] | {"seed": seed}, meta["trained_timesteps"], final))
+        columns = read_result(path.parent)
+        with naming(path):
+            meta = json.loads(path.read_text())
+            for seed, own in columns.items():
+                args, final = meta["args"] | {"seed": seed}, float(own["eval_return"][-1])
+                runs.append(Run(path.parent, args, meta["trained_timesteps"], final, versions=meta.get("versions", {})))
     for path in sorted(folder.rglob("config.json")):
-        config, metrics = json.loads(path.read_text()), path.with_name("metrics.csv")
-        rows = read_rows(metrics) if metrics.exists() else []
-        if any(value is None for row in rows for value in row.values()):
-            raise ValueError(f"{metrics}: a row is cut off")
-        ended = rows and finished(int(rows[-1]["global_step"]), config["args"], config["trained_timesteps"])
-        final = float(rows[-1]["eval_return"] or "nan") if ended else float("nan")
-        runs.append(Run(path.parent, config["args"], config["trained_timesteps"], final))
+        with naming(path):
+            config = json.loads(path.read_text())
+            if isinstance(config, dict) and "args" in config:  # else it is another tool's
+                runs.append(read_run(path.parent, config))
     if not runs:
         raise ValueError(f"{folder}: there are no runs in it, nor results of one algorithm")
     return runs
+
+
+def read_run(folder: Path, config: dict[str, Any]) -> Run:
+    """A run folder as a script leaves it, with its config.json."""
+    args, steps, metrics = config["args"], config["trained_timesteps"], folder / "metrics.csv"
+    rows = read_rows(metrics) if metrics.exists() else []
+    if any(value is None for row in rows for value in row.values()):
+        raise ValueError(f"a row of {metrics.name} is cut off")
+    ended = rows and finished(int(rows[-1]["global_step"]), args, steps)
+    final = float(rows[-1]["eval_return"] or "nan") if ended else float("nan")
+    diverged = bool(ended and args["num_evaluations"] and not np.isfinite(final))
+    stamp = folder.name.rpartition("__")[2]
+    started = int(stamp) if stamp.isdecimal() else 0
+    return Run(folder, args, steps, float("nan") if diverged else final, diverged, started, config.get("versions", {}))

@@ -207,11 +207,13 @@ def test_stale_results_are_named(tmp_path, monkeypatch):
 
 
 def write_run(folder, seed, final, finished=True, steps=1000, **args):
-    """A run folder as a script leaves it, as far as a comparison reads it."""
+    """A run folder as a script leaves it, as far as a comparison reads it. A return of "" is that of a seed whose
+    weights are not finite any more."""
     folder = folder / f"Hopper-v4__a2c__{seed}__17"
     folder.mkdir(parents=True)
     args = {"seed": seed, "num_seeds": 5, "env_id": "Hopper-v4", "env_kwargs": {}, "learning_rate": 1e-3} | args
-    (folder / "config.json").write_text(json.dumps({"trained_timesteps": steps, "args": args}))
+    config = {"trained_timesteps": steps, "args": {"num_evaluations": 10} | args, "versions": {"torch": "2.13.0"}}
+    (folder / "config.json").write_text(json.dumps(config))
     rows = ["global_step,wall_seconds,episodic_return,eval_return,steps_per_second", f"{steps // 2},1.0,5.0,,10"]
     rows += [f"{steps},2.0,{final},{final},10"] * finished
     (folder / "metrics.csv").write_text("\n".join([*rows, ""]))
@@ -239,7 +241,7 @@ def test_a_better_change_is_called_better(tmp_path):
     difference, low, high, p = stats.welch(np.arange(101.0, 106), np.arange(202.0, 212, 2))
     assert "Arguments that differ: learning_rate 0.001 -> 0.002" in text
     assert f"B - A  {difference:+.1f}, interval {low:+.1f} to {high:+.1f}, p = {p:.3g} (Welch)" in text
-    assert "a seed of B beats one of A with probability 1.00" in text
+    assert "a seed of B beats one of A with probability 1.00\n" in text
     assert "B is better than A." in text
     assert "warning" not in text
     assert "B is worse than A." in compare(tmp_path / "B", tmp_path / "A")
@@ -256,6 +258,7 @@ def test_verdicts_over_tasks_are_corrected(tmp_path):
         assert text.count("with so many tasks") == left_open
         assert text.count("B is better") == 2 - left_open
     assert text.count("a seed of B beats one of A with probability 1.00") == 3  # each task, and over both
+    assert text.endswith("with probability 1.00, interval 1.00 to 1.00 (bootstrap)")
 
 
 def test_a_comparison_says_what_weakens_it(tmp_path):
@@ -276,6 +279,48 @@ def test_a_comparison_says_what_weakens_it(tmp_path):
         assert warning in text, warning
     write_run(tmp_path / "one", 1, 5.0)
     assert "Nothing can be said" in compare(tmp_path / "A", tmp_path / "one")
+
+
+def test_seeds_that_diverged_are_not_passed_over(tmp_path):
+    """The mean of those that are left is no answer, however much better it is."""
+    for seed in range(1, 6):
+        write_run(tmp_path / "A", seed, 100.0 + seed)
+        write_run(tmp_path / "B", seed, "" if seed < 4 else 200.0 + seed)
+    text = compare(tmp_path / "A", tmp_path / "B")
+    assert "B is better" not in text
+    assert "Nothing can be said: seeds diverged" in text
+    assert "warning: B: diverged on Hopper-v4, so that no mean can count them: seeds 1, 2, 3" in text
+    for seed in (4, 5):
+        (tmp_path / "B" / f"Hopper-v4__a2c__{seed}__17" / "config.json").unlink()
+    with pytest.raises(ValueError, match="no task on which both have a finished run"):
+        compare(tmp_path / "A", tmp_path / "B")
+
+
+def test_the_run_that_was_started_last_counts_if_it_is_of_the_same_kind(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / "A", seed, 100.0 + seed)
+        write_run(tmp_path / "B" / "z", seed, 200.0 + seed)
+        write_run(tmp_path / "B", seed, 300.0).rename(tmp_path / "B" / f"Hopper-v4__a2c__{seed}__18")
+    text = compare(tmp_path / "A", tmp_path / "B")
+    assert "the one that was started last counts" in text
+    assert "B  mean 300.0" in text
+    write_run(tmp_path / "B" / "y", 2, 200.0, learning_rate=2e-3)
+    with pytest.raises(ValueError, match="B has seed 2 of Hopper-v4 twice, with different learning_rate"):
+        compare(tmp_path / "A", tmp_path / "B")
+
+
+def test_other_versions_are_named_and_other_tools_files_passed_over(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / "A", seed, 100.0 + seed)
+        path = write_run(tmp_path / "B", seed, 100.0 + seed) / "config.json"
+        path.write_text(path.read_text().replace("2.13.0", "2.12.0"))
+    for i, content in enumerate(('{"model": 1}', "[]")):
+        (tmp_path / "B" / str(i)).mkdir()
+        (tmp_path / "B" / str(i) / "config.json").write_text(content)
+    assert "trained with different versions: torch 2.12.0, torch 2.13.0" in compare(tmp_path / "A", tmp_path / "B")
+    path.write_text(path.read_text()[:-5])
+    with pytest.raises(ValueError, match=r"B/Hopper-v4__a2c__2__17/config\.json: "):
+        compare(tmp_path / "A", tmp_path / "B")
 
 
 def test_whole_episodes_end_before_the_last_step(tmp_path):
