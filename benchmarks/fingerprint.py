@@ -1,7 +1,8 @@
 """The numbers of a short fixed-seed run of a script: they say whether it still computes what its results came from.
 
 A hash of the file would call a result stale when a comment changed; these numbers change when the computation or a
-default does. run.py stores them with each result, report.py --check takes them again. A few seconds per script.
+default does. run.py stores them with each result, report.py --check takes them again. A few seconds per script, and
+per set of flags that results were trained with: `--baseline none` is other code than the default.
 """
 
 import csv
@@ -10,12 +11,17 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
-ENV_ID = "InvertedPendulum-v4"  # small and quick, with bounded actions, so that all scripts take it
+# Small and quick tasks: with bounded actions, so that all scripts take it, and, for results on tasks of that kind, with
+# discrete ones. The limit is about where episodes end by falling: both ends of one are seen.
+CONTINUOUS, DISCRETE = ("InvertedPendulum-v4", 5), ("CartPole-v1", 15)
 # Everything else is a default of the script: a default that changes is a change. One thread: sums in a fixed order.
-ARGUMENTS = {"env-id": ENV_ID, "seed": 1, "num-seeds": 2, "device": "cpu", "env-threads": 1, "torch-threads": 1}
+ARGUMENTS = {"seed": 1, "num-seeds": 2, "device": "cpu", "env-threads": 1, "torch-threads": 1}
 ARGUMENTS |= {"num-evaluations": 1, "final-eval-episodes": 4, "checkpoint-seconds": 1e6}
-LIMIT = ["--env-kwargs", "max_episode_steps", "5"]  # about where episodes end by falling: both ends of one are seen
+# What else a result's command may say without another computation of the script
+NO_FLAGS = {*ARGUMENTS, "env-id", "env-kwargs", "total-timesteps", "learning-starts", "eval-episodes", "save-replay"}
+NO_FLAGS |= {"run-dir", "resume", "capture-video", "exp-name", "compile", "no-compile", "no-cuda-graphs", "cuda-graphs"}
 STEPS = {"ddpg": 512, "sac": 512}  # half of them before the first update; an update of theirs is dear
 ON_POLICY_STEPS = 4096
 # Rounding differs between processors and training amplifies it: torch without vector instructions
@@ -23,21 +29,62 @@ ON_POLICY_STEPS = 4096
 RELATIVE, ABSOLUTE = 0.01, 1e-3
 
 
-def fingerprint(script: Path) -> dict[str, float]:
-    """Run a script of algos/: its returns, and mean and norm of every tensor that it trains, by name.
-    Raises RuntimeError, with the end of its output, if it fails."""
+def flags(words: list[str]) -> tuple[str, ...]:
+    """Of the words of a command, the options that make a script compute something else, with their values."""
+    kept: list[str] = []
+    options = [word for text in words for word in (text.split("=", 1) if text.startswith("--") else [text])]
+    keep = False
+    for word in options:
+        if word.startswith("--"):
+            word = word.replace("_", "-")
+            keep = word[2:] not in NO_FLAGS
+        if keep:
+            kept.append(word)
+    return tuple(kept)
+
+
+def circumstances(meta: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """Task and flags of a gathered result, from its run.json: what `fingerprint` asks for."""
+    first = meta["command"].partition(";")[0].split()  # of those that were joined, which differ in their seed only
+    return meta["args"]["env_id"], flags(first[2:])
+
+
+def is_discrete(env_id: str) -> bool:
+    import envpool
+    import gymnasium
+
+    return env_id in envpool.list_all_envs() and isinstance(
+        envpool.make_spec(env_id).gymnasium_action_space, gymnasium.spaces.Discrete
+    )
+
+
+def fingerprint(script: Path, env_id: str = CONTINUOUS[0], own: tuple[str, ...] = ()) -> dict[str, float]:
+    """Run a script of algos/, with flags of its own, on a small task of env_id's kind: its returns, and mean and norm
+    of every tensor that it trains, by name. Raises RuntimeError, with the end of its output, if it fails."""
     import torch  # takes seconds, which report.py without --check need not wait for
 
-    arguments = ARGUMENTS | {"total-timesteps": STEPS.get(script.stem, ON_POLICY_STEPS)}
+    task, limit = DISCRETE if is_discrete(env_id) else CONTINUOUS
+    arguments = ARGUMENTS | {"env-id": task, "total-timesteps": STEPS.get(script.stem, ON_POLICY_STEPS)}
     if script.stem in STEPS:
         arguments["learning-starts"] = STEPS[script.stem] // 2
+    if "--baseline" in own:  # whole episodes, which must fit
+        arguments["horizon"] = limit
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, str(script), "--run-dir", folder, *LIMIT]
+        words = [
+            sys.executable,
+            str(script),
+            *own,
+            "--run-dir",
+            folder,
+            "--env-kwargs",
+            "max_episode_steps",
+            str(limit),
+        ]
         for name, value in arguments.items():
             words += [f"--{name}", str(value)]
         done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode:
-            raise RuntimeError(f"{script.name} fails on {ENV_ID}:\n{done.stdout[-1000:]}")
+            raise RuntimeError(f"{script.name} fails on {task}:\n{done.stdout[-1000:]}")
         numbers: dict[str, float] = {}
         for path in sorted(Path(folder).glob("*/metrics.csv")):
             seed = path.parent.name.split("__")[-2]

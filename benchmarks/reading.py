@@ -16,10 +16,15 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def in_whole_episodes(args: dict[str, Any]) -> bool:
+    """Whether this is REINFORCE on whole episodes, whose batches have lengths of their own."""
+    return args.get("baseline") in ("none", "mean")
+
+
 def finished(step: int, args: dict[str, Any], trained_timesteps: int) -> bool:
     """Whether a run that has come to this step is at its end. REINFORCE on whole episodes ends where another batch of
     the longest ones might not fit."""
-    if args.get("baseline") in ("none", "mean"):
+    if in_whole_episodes(args):
         return step > args["total_timesteps"] - args["num_envs"] * args["horizon"]
     return step == trained_timesteps
 
@@ -58,8 +63,10 @@ def checked_result(folder: Path) -> dict[int, dict[str, np.ndarray]]:
             raise ValueError(f"seed {seed} ends at step {last['global_step']:.0f}, not {meta['trained_timesteps']}")
         if not np.isfinite([last["eval_return"], last["episodic_return"]]).all():
             raise ValueError(f"seed {seed} has no return of an evaluation or of training at its end")
-    if len({tuple(columns["global_step"]) for columns in seeds.values()}) > 1:
+    if not in_whole_episodes(meta["args"]) and len({tuple(columns["global_step"]) for columns in seeds.values()}) > 1:
         raise ValueError("its seeds have reported at different steps")
+    if len({np.isfinite(columns["eval_return"]).sum() for columns in seeds.values()}) > 1:
+        raise ValueError("its seeds have different numbers of evaluations")
     if len(seeds) != meta["args"]["num_seeds"]:
         raise ValueError(f"{len(seeds)} seeds, not {meta['args']['num_seeds']}")
     return seeds

@@ -21,6 +21,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import matplotlib
@@ -28,7 +29,7 @@ import numpy as np
 import stats
 import tyro
 from compare import compare
-from fingerprint import differences, fingerprint
+from fingerprint import circumstances, differences, fingerprint, is_discrete
 from reading import read_result
 
 matplotlib.use("Agg")
@@ -49,6 +50,8 @@ BEGIN_SPEED, END_SPEED = "<!-- speed: benchmarks/report.py writes what is betwee
 PUBLISHED_NAME = {"ppo_continuous": "ppo"}
 ALGOS = ("ppo_continuous", "trpo", "a2c", "reinforce", "sac", "ddpg")
 STEPS = 1_000_000  # of the table, per seed
+OF_THE_MACHINE = {"env_id", "device", "env_threads", "torch_threads", "checkpoint_seconds", "save_replay"}
+OF_THE_MACHINE |= {"capture_video", "cuda_graphs", "compile"}  # arguments in which cells of the table may differ
 ESTIMATORS = {  # of variance.py: where the trainings with them are
     "whole return R(tau)": "whole_return",
     "reward-to-go": "reward_to_go",
@@ -366,10 +369,12 @@ def over_seeds(seeds: dict[int, dict[str, np.ndarray]], column: str) -> tuple[np
 
 def evaluation_curve(axis: plt.Axes, seeds: dict[int, dict[str, np.ndarray]], scale: float, **line: str) -> None:
     """Deterministic evaluations; the steps times `scale` go to the right."""
-    steps = next(iter(seeds.values()))["global_step"] * scale
-    marks, mean, half = over_seeds(seeds, "eval_return")
-    axis.plot(steps[marks], mean, lw=1.5, marker="o", ms=2.5, **line)
-    axis.fill_between(steps[marks], mean - half, mean + half, color=line["color"], alpha=0.15, lw=0)
+    # Batches of whole episodes have lengths of their own: there the k-th evaluation is at other steps for each seed
+    evaluated = [{name: own[name][~np.isnan(own["eval_return"])] for name in own} for own in seeds.values()]
+    steps = np.mean([own["global_step"] for own in evaluated], axis=0) * scale
+    _, mean, half = over_seeds(dict(enumerate(evaluated)), "eval_return")
+    axis.plot(steps, mean, lw=1.5, marker="o", ms=2.5, **line)
+    axis.fill_between(steps, mean - half, mean + half, color=line["color"], alpha=0.15, lw=0)
 
 
 def style(axis: plt.Axes) -> None:
@@ -610,16 +615,30 @@ def stale(results: Path) -> list[str]:
     """A line for each result, of shorter runs and estimators too, whose script no longer gives the numbers that were
     recorded with it, or that has none."""
     lines: list[str] = []
+    now: dict[tuple, dict[str, float]] = {}
     for algo in ALGOS:
-        paths = sorted(results.glob(f"**/{algo}/*/run.json"))
-        now = fingerprint(HERE.parent / "algos" / f"{algo}.py") if paths else {}
-        for path in paths:
-            recorded = json.loads(path.read_text()).get("fingerprint")
-            if recorded is None:
+        script = HERE.parent / "algos" / f"{algo}.py"
+        for path in sorted(results.glob(f"**/{algo}/*/run.json")):
+            meta = json.loads(path.read_text())
+            if "fingerprint" not in meta:
                 lines.append(f"{algo} on {path.parent.name} has no fingerprint: run.py --add-fingerprint")
-            elif changed := differences(recorded, now):
+                continue
+            env_id, own = circumstances(meta)
+            key = algo, is_discrete(env_id), own
+            if key not in now:
+                now[key] = fingerprint(script, env_id, own)
+            if changed := differences(meta["fingerprint"], now[key]):
                 lines.append(f"stale: {algo} on {path.parent.name}: {changed[0]}, and {len(changed) - 1} more")
     return lines
+
+
+def one_set_of_defaults(algo: str, tasks: dict[str, dict[str, Any]]) -> None:
+    """Raise ValueError unless all tasks of an algorithm were trained with the same arguments and seeds."""
+    first_task, first = next(iter(tasks.items()))
+    for task, args in tasks.items():
+        names = [name for name in first | args if name not in OF_THE_MACHINE and first.get(name) != args.get(name)]
+        if names:
+            raise ValueError(f"{algo} on {task} was trained with another {', '.join(names)} than on {first_task}")
 
 
 def contents(args: Args, results: dict[str, dict[str, dict]]) -> dict[Path, bytes]:
@@ -663,6 +682,7 @@ def contents(args: Args, results: dict[str, dict[str, dict]]) -> dict[Path, byte
 
 
 def main(args: Args) -> int:
+    complaints: list[str] = []
     try:
         if args.compare:
             print(compare(*args.compare))
@@ -671,16 +691,22 @@ def main(args: Args) -> int:
             raise ValueError(f"{args.results} is no folder")
         results: dict[str, dict[str, dict]] = {}
         for algo in ALGOS:
-            for meta in sorted((args.results / algo).glob("*/run.json")):
-                results.setdefault(algo, {})[meta.parent.name] = read_result(meta.parent)
-                steps = json.loads(meta.read_text())["args"]["total_timesteps"]
+            arguments: dict[str, dict[str, Any]] = {}
+            for cell in sorted(path for path in (args.results / algo).glob("*") if path.is_dir()):
+                if not (cell / "run.json").exists():
+                    complaints.append(f"left out, because nothing is gathered yet: {cell}")
+                    continue
+                results.setdefault(algo, {})[cell.name] = read_result(cell)
+                arguments[cell.name] = json.loads((cell / "run.json").read_text())["args"]
+                steps = arguments[cell.name]["total_timesteps"]
                 if steps != STEPS:
-                    raise ValueError(f"{meta} is of {steps:,} steps, the table of {STEPS:,}: shorter/ is for others")
+                    raise ValueError(f"{cell} is of {steps:,} steps, the table of {STEPS:,}: shorter/ is for others")
+            if arguments:
+                one_set_of_defaults(algo, arguments)
         files = contents(args, results)
     except ValueError as error:
         print(f"report.py: error: {error}", file=sys.stderr)
         return 2
-    complaints = []
     for path, content in files.items():
         if path.exists() and path.read_bytes() == content:
             continue
@@ -692,10 +718,11 @@ def main(args: Args) -> int:
             print(f"written: {path}")
     if args.check and args.fingerprints:
         complaints += stale(args.results)
-    if args.check:
-        fine = "the report is what the data gives" + ("; no result is stale" if args.fingerprints else "")
-        print("\n".join(complaints or [fine]))
-    return 1 if complaints else 0
+    if args.check and not complaints:
+        print("the report is what the data gives" + ("; no result is stale" if args.fingerprints else ""))
+    for complaint in complaints:
+        print(complaint)
+    return 1 if args.check and complaints else 0
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ nothing, so pass threads to match (-- --env-threads 4). Workers need the package
 is started again, from its last checkpoint where its disk is still there. Results are gathered here.
 """
 
+import contextlib
 import csv
 import fcntl
 import hashlib
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
 import tyro
-from fingerprint import differences, fingerprint
+from fingerprint import circumstances, differences, fingerprint, flags, is_discrete
 from reading import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -235,14 +236,22 @@ def digest(script: Path) -> str:
 def is_complete(job: Job) -> bool:
     """Whether this very command's result is there. Threads do not make it another, nor does a changed script: report.py
     tells what is stale."""
-    path, threads = job.result / "run.json", re.compile(r" --(env|torch)[-_]threads[ =]\d+")
+    meta, threads = gathered(job), re.compile(r" --(env|torch)[-_]threads[ =]\d+")
     wanted = threads.sub("", "python " + " ".join(job.command))
-    return path.exists() and threads.sub("", json.loads(path.read_text())["command"]) == wanted
+    return threads.sub("", meta.get("command", "")) == wanted
 
 
-def fingerprint_or_none(script: Path) -> dict[str, float] | None:
+def gathered(job: Job) -> dict[str, Any]:
+    """The run.json of this cell; empty if there is none, or none that can be read."""
+    with contextlib.suppress(OSError, ValueError):
+        meta = json.loads((job.result / "run.json").read_text())
+        return meta if isinstance(meta, dict) else {}
+    return {}
+
+
+def fingerprint_or_none(script: Path, env_id: str, own: tuple[str, ...]) -> dict[str, float] | None:
     try:
-        return fingerprint(script)
+        return fingerprint(script, env_id, own)
     except RuntimeError as error:  # its results are kept; report.py --check will say that they have none
         print(f"no fingerprint: {error}", flush=True)
         return None
@@ -252,7 +261,7 @@ def add_fingerprints(args: Args) -> int:
     """Give results without a fingerprint that of today's script, if it is byte for byte the one that made them."""
     refused = 0
     for algo in args.algos:
-        script, numbers = ROOT / "algos" / f"{algo}.py", None
+        script = ROOT / "algos" / f"{algo}.py"
         for path in sorted((args.results / algo).glob("*/run.json")):
             meta = json.loads(path.read_text())
             if "fingerprint" in meta:
@@ -260,7 +269,7 @@ def add_fingerprints(args: Args) -> int:
             elif meta.get("script_sha256") != digest(script):
                 print(f"{algo} on {path.parent.name}: refused, {script.name} has changed since")
                 refused += 1
-            elif numbers := numbers or fingerprint_or_none(script):
+            elif numbers := fingerprint_or_none(script, *circumstances(meta)):
                 write_json(path, meta | {"fingerprint": numbers})
                 print(f"{algo} on {path.parent.name}: added")
             else:
@@ -273,8 +282,12 @@ def run_matrix(matrix: list[Job], launcher: Launcher, args: Args) -> int:
     waiting = [job for job in matrix if not is_complete(job)]
     running: list[Job] = []
     done, failed = len(matrix) - len(waiting), 0
-    fingerprints: dict[str, dict[str, float] | None] = {}  # by the script's hash
+    fingerprints: dict[tuple, dict[str, float] | None] = {}  # by the script's hash and the kind of task
     print(f"{len(matrix)} cells, {done} of them complete", flush=True)
+    for algo in dict.fromkeys(job.algo for job in matrix):
+        old = [job for job in matrix if job.algo == algo and job not in waiting]
+        if any(gathered(job).get("script_sha256") != digest(job.script) for job in old):
+            print(f"{algo}.py has changed since: report.py --check tells whether in what it computes", flush=True)
     began, finished_steps = time.monotonic(), 0
     while waiting or running:
         while waiting and len(running) < launcher.slots:
@@ -284,9 +297,10 @@ def run_matrix(matrix: list[Job], launcher: Launcher, args: Args) -> int:
                 print(f"{job.algo} on {job.env_id}: left out, another process trains it in {job.runs}", flush=True)
                 continue
             job.sha256 = digest(job.script)
-            if job.sha256 not in fingerprints:
-                fingerprints[job.sha256] = fingerprint_or_none(job.script)
-            job.fingerprint = fingerprints[job.sha256]
+            key = job.sha256, is_discrete(job.env_id)
+            if key not in fingerprints:
+                fingerprints[key] = fingerprint_or_none(job.script, job.env_id, flags(job.extra))
+            job.fingerprint = fingerprints[key]
             job.set_other_runs_aside()
             job.first_step = job.steps()
             launcher.start(job)
@@ -338,8 +352,10 @@ def main(args: Args, extra: list[str]) -> int:
     if args.add_fingerprint:
         return add_fingerprints(args)
     args.run_dir = args.run_dir.resolve()  # Ray's workers have other working directories
-    if args.results.resolve() == Args.results and args.total_timesteps != Args.total_timesteps:
-        return refuse(f"the table there is of {Args.total_timesteps:,} steps: give --results another folder")
+    table = (args.seed, args.num_seeds, args.total_timesteps) == (Args.seed, Args.num_seeds, Args.total_timesteps)
+    if args.results.resolve() == Args.results and not (table and not flags(extra)):
+        what = f"{Args.total_timesteps:,} steps, seeds 1 to {Args.num_seeds}, by default settings"
+        return refuse(f"the table there is of {what}: give --results another folder")
     cells = dict.fromkeys((algo, env_id) for algo in args.algos for env_id in args.env_ids)
     matrix = [Job(algo, env_id, args, extra) for algo, env_id in cells]
     try:

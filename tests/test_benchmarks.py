@@ -183,10 +183,14 @@ def test_what_cannot_work_is_refused(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("run.py: error: ")
     (tmp_path / "results").unlink()
-    words = [sys.executable, str(ROOT / "benchmarks" / "run.py"), "--total-timesteps", "640"]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr == "run.py: error: the table there is of 1,000,000 steps: give --results another folder\n"
+    for extra in (["--total-timesteps", "640"], ["--num-seeds", "3"], ["--seed", "2"], ["--", "--gamma", "0.9"]):
+        words = [sys.executable, str(ROOT / "benchmarks" / "run.py"), "--env-ids", "Pendulum-v1", *extra]
+        done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr == (
+            "run.py: error: the table there is of 1,000,000 steps, seeds 1 to 5, by default settings: "
+            "give --results another folder\n"
+        )
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "ray.py").write_text("raise ModuleNotFoundError('No module named ray', name='ray')")
     done = subprocess.run(
@@ -242,11 +246,15 @@ def test_a_worker_without_the_project_runs_the_script_as_sent_and_returns_what_i
 
 def test_no_result_is_stale(script):
     """What report.py --check does as well: a script still computes what each of its committed results came from."""
-    now = fingerprint.fingerprint(ROOT / "algos" / f"{script.__name__}.py")
     paths = sorted((ROOT / "benchmarks" / "results").glob(f"**/{script.__name__}/*/run.json"))
     assert paths
+    now = {}
     for path in paths:
-        assert fingerprint.differences(json.loads(path.read_text())["fingerprint"], now) == [], path
+        meta = json.loads(path.read_text())
+        env_id, own = fingerprint.circumstances(meta)
+        key = fingerprint.is_discrete(env_id), own
+        now[key] = now.get(key) or fingerprint.fingerprint(ROOT / "algos" / f"{script.__name__}.py", env_id, own)
+        assert fingerprint.differences(meta["fingerprint"], now[key]) == [], path
 
 
 def test_the_random_policy_is_as_committed():
@@ -286,17 +294,37 @@ def test_a_fingerprint_outlives_a_comment_but_not_a_default(tmp_path):
         fingerprint.fingerprint(script)
 
 
+def test_a_fingerprint_is_of_the_flags_that_a_result_was_trained_with():
+    words = (
+        "--env-id X-v1 --num-seeds=2 --env-kwargs healthy_reward -1 --baseline none --no_reward_to_go --torch-threads 1"
+    )
+    words += " --gamma=0.9 --save-replay"
+    own = ("--baseline", "none", "--no-reward-to-go", "--gamma", "0.9")
+    assert fingerprint.flags(words.split()) == own
+    meta = {
+        "command": f"python algos/reinforce.py {words}; python algos/reinforce.py --seed 2",
+        "args": {"env_id": "X"},
+    }
+    assert fingerprint.circumstances(meta) == ("X", own)
+    script = ROOT / "algos" / "reinforce.py"
+    default, discrete = fingerprint.fingerprint(script), fingerprint.fingerprint(script, "CartPole-v1")
+    whole = fingerprint.fingerprint(script, "CartPole-v1", own[:3])
+    assert "norm of log_std" in default.keys() - discrete.keys()
+    assert fingerprint.differences(discrete, whole)
+
+
 def test_a_fingerprint_is_added_only_where_the_script_is_the_same(tmp_path):
     digest = hashlib.sha256((ROOT / "algos" / "a2c.py").read_bytes()).hexdigest()
     for task, sha256 in (("Same-v4", digest), ("Other-v4", "0" * 64)):
         path = tmp_path / "results" / "a2c" / task / "run.json"
         path.parent.mkdir(parents=True)
-        path.write_text(json.dumps({"command": "as it was", "script_sha256": sha256}))
+        meta = {"command": "python algos/a2c.py as it was", "script_sha256": sha256, "args": {"env_id": task}}
+        path.write_text(json.dumps(meta))
     done = subprocess.run(run_command(tmp_path, "--algos", "a2c", "--add-fingerprint"), capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stdout == "a2c on Other-v4: refused, a2c.py has changed since\na2c on Same-v4: added\n"
     same = json.loads((tmp_path / "results" / "a2c" / "Same-v4" / "run.json").read_text())
-    assert same["command"] == "as it was"
+    assert same["command"] == "python algos/a2c.py as it was"
     assert same["fingerprint"]["seed 2: steps"] == 4096
     assert "fingerprint" not in json.loads((tmp_path / "results" / "a2c" / "Other-v4" / "run.json").read_text())
 
@@ -326,17 +354,19 @@ def test_parts_of_training_are_timed():
     assert sum(found[name]["share"] for name in calls) <= 1
 
 
-def write_result(folder, finals, steps=1000, noise_cost=0.0, **args):
+def write_result(folder, finals, steps=1000, noise_cost=0.0, first_seed=1, **args):
     """A gathered result of these final returns, as run.py leaves it; training episodes return noise_cost less."""
     folder.mkdir(parents=True)
     lines = ["seed,global_step,wall_seconds,episodic_return,eval_return,steps_per_second"]
-    for seed, final in enumerate(finals, 1):
+    for seed, final in enumerate(finals, first_seed):
         lines += [f"{seed},{steps * k // 10},1.0,{final * k / 10 - noise_cost:.3f},,10" for k in range(1, 10)]
         lines += [f"{seed},{steps},1.0,{final - noise_cost:.3f},{final:.3f},10"]
     (folder / "metrics.csv").write_text("\n".join([*lines, ""]))
     args = {"num_seeds": len(finals), "env_id": folder.name, "env_kwargs": {}, "exp_name": folder.parent.name} | args
-    args = {"total_timesteps": 1_000_000} | args
-    (folder / "run.json").write_text(json.dumps({"trained_timesteps": steps, "args": args}))
+    args = {"total_timesteps": 1_000_000, "seed": first_seed} | args
+    meta = {"trained_timesteps": steps, "args": args, "versions": {"torch": "2.13.0"}}
+    meta["command"] = f"python algos/{folder.parent.name}.py --env-id {folder.name} --seed {first_seed}"
+    (folder / "run.json").write_text(json.dumps(meta))
 
 
 def test_a_truncated_result_is_refused_by_name(tmp_path):
@@ -376,6 +406,50 @@ def test_a_broken_result_is_refused_by_name(file, old, new, tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith(f"report.py: error: {folder}: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_seeds_of_several_processes_are_joined(tmp_path):
+    join = load_script(ROOT / "benchmarks" / "join.py")
+    for part, first_seed, finals in (("b", 1, [1.0, 2.0]), ("a", 3, [3.0])):
+        write_result(tmp_path / part / "a2c" / "Hopper-v4", finals, first_seed=first_seed, env_threads=first_seed)
+        path = tmp_path / part / "a2c" / "Hopper-v4" / "run.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprint": {"norm": 1.0}, "git_commit": part}))
+    parts = tmp_path / "a", tmp_path / "b"
+    assert join.main(join.Args(parts, tmp_path / "joined")) == 0
+    seeds = reading.read_result(tmp_path / "joined" / "a2c" / "Hopper-v4")
+    assert [columns["eval_return"][-1] for columns in seeds.values()] == [1, 2, 3]
+    meta = json.loads((tmp_path / "joined" / "a2c" / "Hopper-v4" / "run.json").read_text())
+    assert meta["command"].count("--seed") == 2
+    assert [process["git_commit"] for process in meta["processes"]] == ["b", "a"]
+    whole = path.read_text()
+    for old, new, complaint in (
+        ("2.13.0", "2.12.0", "differ in versions"),
+        ('"norm": 1.0', '"norm": 2.0', "scripts that differ: norm was 1"),
+        ('"num_seeds": 1', '"num_seeds": 2', "1 seeds, not 2"),
+    ):
+        assert old in whole
+        path.write_text(whole.replace(old, new))
+        with pytest.raises(ValueError, match=complaint):
+            join.join([part / "a2c" / "Hopper-v4" for part in parts])
+    with pytest.raises(ValueError, match=r"the seeds are \[1, 2, 1, 2\]"):
+        join.join([tmp_path / "b" / "a2c" / "Hopper-v4"] * 2)
+
+
+def test_a_table_of_several_settings_is_refused_and_what_is_missing_named(tmp_path):
+    report = load_script(ROOT / "benchmarks" / "report.py")
+    for task, gamma in (("Ant-v4", 0.99), ("Hopper-v4", 0.9)):
+        write_result(tmp_path / "a2c" / task, [1.0, 2.0], gamma=gamma, env_threads=int(10 * gamma))
+    (tmp_path / "sac" / "Ant-v4").mkdir(parents=True)
+    words = [sys.executable, str(ROOT / "benchmarks" / "report.py"), "--results", str(tmp_path)]
+    done = subprocess.run([*words, "--check", "--no-fingerprints"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "report.py: error: a2c on Hopper-v4 was trained with another gamma than on Ant-v4\n"
+    path = tmp_path / "a2c" / "Hopper-v4" / "run.json"
+    path.write_text(path.read_text().replace('"gamma": 0.9,', '"gamma": 0.99,'))
+    done = subprocess.run([*words, "--check", "--no-fingerprints"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout.startswith(f"left out, because nothing is gathered yet: {tmp_path / 'sac' / 'Ant-v4'}\n")
+    assert report.one_set_of_defaults("a2c", {"Ant-v4": {"seed": 1}}) is None
 
 
 def test_a_table_of_other_lengths_is_refused(tmp_path):

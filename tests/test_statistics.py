@@ -196,7 +196,9 @@ def test_shorter_runs_tell_when_every_seed_has_solved_the_task_and_what_is_publi
 
 def test_stale_results_are_named(tmp_path, monkeypatch):
     write_result(tmp_path / "a2c" / "Ant-v4", [1.0, 2.0])
-    monkeypatch.setattr(report, "fingerprint", lambda script: {"seed 1: steps": 64.0, "seed 1: evaluation": 10.0})
+    monkeypatch.setattr(
+        report, "fingerprint", lambda script, env_id, own: {"seed 1: steps": 64.0, "seed 1: evaluation": 10.0}
+    )
     assert report.stale(tmp_path) == ["a2c on Ant-v4 has no fingerprint: run.py --add-fingerprint"]
     path = tmp_path / "a2c" / "Ant-v4" / "run.json"
     meta = json.loads(path.read_text())
