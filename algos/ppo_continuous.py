@@ -71,7 +71,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 try:  # EnvPool films without a screen if this library is loaded first, and ends the process if it is not there
     HAS_EGL = bool(ctypes.CDLL("libEGL.so.1", ctypes.RTLD_GLOBAL))
@@ -144,7 +144,7 @@ class Args:
     eval_episodes: int = 10  # episodes per seed in each evaluation but the last
     final_eval_episodes: int = 100  # episodes per seed in the last evaluation, and with --evaluate
     checkpoint_seconds: float = 60.0  # time between two checkpoints
-    capture_video: str | None = None  # gif or mp4: film an episode of each seed's agent at the end
+    capture_video: Literal["gif", "mp4"] | None = None  # film an episode of each seed's agent at the end
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -183,8 +183,7 @@ class Linear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, gain: float, generators: list[torch.Generator]) -> None:
         super().__init__()
-        shape = (out_features, in_features)
-        weights = [nn.init.orthogonal_(torch.empty(shape), gain, generator=generator).T for generator in generators]
+        weights = [nn.init.orthogonal_(torch.empty(out_features, in_features), gain, generator=g).T for g in generators]
         self.weight = nn.Parameter(torch.stack(weights))
         self.bias = nn.Parameter(torch.zeros(len(generators), 1, out_features))
 
@@ -210,13 +209,12 @@ class Agent(nn.Module):
     def __init__(self, obs_space: gymnasium.spaces.Box, action_space: gymnasium.spaces.Box, args: Args) -> None:
         super().__init__()
         S = args.num_seeds
-        obs_dim, action_dim = int(np.prod(obs_space.shape)), int(np.prod(action_space.shape))
-        self.obs_dim, self.action_dim = obs_dim, action_dim
+        self.obs_dim, self.action_dim = int(np.prod(obs_space.shape)), int(np.prod(action_space.shape))
         generators = [torch.Generator().manual_seed(args.seed + k) for k in range(S)]
-        self.actor = mlp([obs_dim, args.hidden_size, args.hidden_size, action_dim], nn.Tanh, 0.01, generators)
-        self.critic = mlp([obs_dim, args.hidden_size, args.hidden_size, 1], nn.Tanh, 1.0, generators)
-        self.log_std = nn.Parameter(torch.full((S, 1, action_dim), args.log_std_init), not args.anneal_log_std)
-        self.obs_stats = RunningMeanStd(S, obs_dim)
+        self.actor = mlp([self.obs_dim, args.hidden_size, args.hidden_size, self.action_dim], nn.Tanh, 0.01, generators)
+        self.critic = mlp([self.obs_dim, args.hidden_size, args.hidden_size, 1], nn.Tanh, 1.0, generators)
+        self.log_std = nn.Parameter(torch.full((S, 1, self.action_dim), args.log_std_init), not args.anneal_log_std)
+        self.obs_stats = RunningMeanStd(S, self.obs_dim)
         self.return_stats = RunningMeanStd(S, 1)
         low, high = torch.tensor(action_space.low).float().ravel(), torch.tensor(action_space.high).float().ravel()
         bounded = low.isfinite() & high.isfinite() & (low < high)  # else the policy's unit is the task's own
@@ -446,7 +444,8 @@ def finish_iteration(
         kl_coef.copy_(adapt_kl_coef(kl_coef, kl, args.target_kl))
     agent.obs_stats.update(seeds_first(rollout["obs"][:-1]), valid)
     error = batch["returns"] - batch["old_values"]
-    explained = 1 - masked_var(error, valid) / masked_var(batch["returns"], valid).clamp(min=1e-8)
+    variance = masked_var(batch["returns"], valid)  # where that is 0, nothing is explained
+    explained = (variance - masked_var(error, valid)) / variance.clamp(min=1e-8)
     return {"approx_kl": kl, "explained_variance": explained}
 
 
@@ -501,9 +500,8 @@ def train(args: Args) -> list[Path]:
         collected[name] = torch.zeros(T, S, N, dtype=torch.bool, pin_memory=on_cuda)
     data = {name: tensor.numpy() for name, tensor in collected.items()}  # the same memory, as the simulator sees it
     rollout = {name: tensor.to(device) for name, tensor in collected.items()}  # on a CPU the same memory once more
-    obs_in, action_out, env_action_out = (
-        torch.zeros(*shapes[name][1:], pin_memory=on_cuda) for name in ("obs", "actions", "actions")
-    )
+    obs_in = torch.zeros(S, N, agent.obs_dim, pin_memory=on_cuda)
+    action_out, env_action_out = (torch.zeros(S, N, agent.action_dim, pin_memory=on_cuda) for _ in range(2))
     carry = torch.zeros(S, N, device=device)  # discounted reward of the running episodes, which scales rewards
     batch = {name: tensor.clone() for name, tensor in compute_batch(agent, rollout, carry, args).items()}
     seed_index = torch.arange(S, device=device)[:, None]
@@ -535,13 +533,12 @@ def train(args: Args) -> list[Path]:
             losses[name].add_(value)
 
     act, prepare, update_epoch, finish = (capture(f, state, args, device) for f in (act, prepare, update_epoch, finish))
-    for total in (carry, *losses.values()):
-        total.zero_()  # drop what the warm-up left
+    torch._foreach_zero_([carry, *losses.values()])  # drop what the warm-up left
     torch.manual_seed(spaced_seeds(args, 1, 2, step, rank)[0])  # one stream of noise and minibatches for all seeds
 
     next_obs, done, iterations, stop, saved_at = envs.reset()[0], np.zeros((S, N), bool), 0, 0, time.perf_counter()
     with catch_signals() as signals:
-        while step < last and len(failed) < S:
+        while step < last and len(failed) < S and not stop:
             if args.anneal_log_std:  # between updates only: it is the same for acting and in the ratio
                 agent.log_std.detach().fill_(args.log_std_init + (args.log_std_min - args.log_std_init) * step / last)
 
@@ -576,12 +573,10 @@ def train(args: Args) -> list[Path]:
             evaluation_due = due(step, args.iteration_steps, args.num_evaluations, last)
             if log and (evaluation_due or due(step, args.iteration_steps, 100, last)):
                 means = {name: (total / iterations).tolist() for name, total in losses.items()}  # waits for the device
-                log.stop_clock()
-                returns = None
-                if evaluation_due:
-                    episodes = args.final_eval_episodes if step == last else args.eval_episodes
-                    returns = evaluate(agent, args, episodes, step)["return"].mean(1)
-                log.report(step, means, returns)
+                seconds = log.clock()
+                episodes = args.final_eval_episodes if step == last else args.eval_episodes
+                returns = evaluate(agent, args, episodes, step)["return"].mean(1) if evaluation_due else None
+                log.report(step, seconds, means, returns)
                 torch._foreach_zero_(list(losses.values()))
                 iterations = 0
             save_due = time.perf_counter() - saved_at > args.checkpoint_seconds
@@ -589,8 +584,6 @@ def train(args: Args) -> list[Path]:
             if stop or step == last or save_due:
                 failed = save_run(args, log, agent, state, step) if log else diverged(agent)
                 saved_at = time.perf_counter()
-            if stop:
-                break
     envs.close()
     if log:
         log.close()
@@ -637,8 +630,6 @@ def check_ranges(args: "Args") -> None:
             refuse(f"{name} = {value!r} is no name of a folder")
         if name in ("num_envs", "eval_episodes", "final_eval_episodes") and args.num_seeds * value > 2**16:
             refuse(f"{name} = {value} for each of {args.num_seeds} seeds: a pool takes 65536 environments")
-    if args.capture_video not in (None, "gif", "mp4"):
-        refuse(f"capture_video is gif or mp4, not {args.capture_video!r}")
     if args.capture_video and not HAS_EGL:
         refuse("capture_video needs the library libEGL.so.1 (Debian, Ubuntu: apt install libegl1)")
     if getattr(args, "log_std_init", 0) < getattr(args, "log_std_min", -99):
@@ -768,20 +759,15 @@ class RunLog:
         new = {"global_step": 0, "seconds": 0.0, "rows": [[] for _ in folders], "episodes": [[] for _ in folders]}
         step, self.seconds, self.rows, episodes = ((saved or new)[name] for name in new)
         self.episodes = [deque(finished, maxlen=100) for finished in episodes]  # return and length of the last 100
-        self.folders, self.reported, self.since = folders, (step, self.seconds), time.perf_counter()
-        commit = None
-        with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, or a file outside of a repository
-            words = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-            commit = subprocess.check_output(words, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True)
-        packages = {package.__name__: package.__version__ for package in (torch, np, envpool, gymnasium)}
+        self.folders, self.step, self.since = folders, step, time.perf_counter()
+        git = "git describe --always --dirty --abbrev=40 --exclude='*'"  # says nothing without git or a repository
+        described = subprocess.run(git, shell=True, cwd=Path(__file__).parent, capture_output=True, text=True)
+        versions = {package.__name__: package.__version__ for package in (torch, np, envpool, gymnasium)}
+        versions["python"] = platform.python_version()
         gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-        config = {
-            "args": asdict(args),
-            "trained_timesteps": total,
-            "versions": {"python": platform.python_version(), **packages},
-            "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "device": str(device), "gpu": gpu},
-            "git_commit": commit and commit.strip(),
-        }
+        hardware = {"machine": platform.machine(), "cores": os.cpu_count(), "device": str(device), "gpu": gpu}
+        config = {"args": asdict(args), "trained_timesteps": total, "versions": versions, "hardware": hardware}
+        config["git_commit"] = described.stdout.strip() or None
         if saved and (earlier := folders[0] / "config.json").exists():
             before = json.loads(earlier.read_text())
             part = {key: before[key] for key in ("versions", "hardware", "git_commit")}
@@ -807,17 +793,14 @@ class RunLog:
         """Seconds of training so far."""
         return self.seconds + time.perf_counter() - self.since
 
-    def stop_clock(self) -> None:
-        """Training stands still from here to the end of the next report."""
-        self.seconds = self.clock()
-
-    def report(self, step: int, losses: dict[str, list[float]], eval_returns: np.ndarray | None) -> None:
-        """A row of metrics.csv and a point of every TensorBoard curve for each seed; losses and returns are [S]."""
-        speed = len(self.folders) * (step - self.reported[0]) / (self.seconds - self.reported[1])
-        self.reported = (step, self.seconds)
+    def report(self, step: int, seconds: float, losses: dict[str, list[float]], returns: np.ndarray | None) -> None:
+        """A row of metrics.csv and a point of every TensorBoard curve for each seed; losses and returns of evaluations
+        are [S]. The clock goes on from `seconds`, what it showed before the evaluation."""
+        speed = len(self.folders) * (step - self.step) / (seconds - self.seconds)
+        self.step, self.seconds = step, seconds
         recent = np.array([np.mean(own, axis=0) if own else (np.nan, np.nan) for own in self.episodes])  # [S, 2]
         for k, (folder, writer) in enumerate(zip(self.folders, self.writers, strict=True)):
-            evaluated = np.nan if eval_returns is None else eval_returns[k]
+            evaluated = np.nan if returns is None else returns[k]
             scalars = {"charts/episodic_return": recent[k, 0], "charts/episodic_length": recent[k, 1]}
             scalars |= {"charts/SPS": speed, "eval/episodic_return": evaluated}
             scalars |= {f"losses/{name}": values[k] for name, values in losses.items()}
@@ -830,9 +813,9 @@ class RunLog:
                 path.write_text("\n".join([self.COLUMNS, *self.rows[k], ""]))
         self.bar.set_postfix_str(f"return {recent[:, 0].mean():.0f}, {speed:.0f} steps/s", refresh=False)
         self.bar.update(step - self.bar.n)
-        if eval_returns is not None:
-            each = " ".join(f"{value:.0f}" for value in eval_returns)
-            self.bar.write(f"step {step}: evaluation return {eval_returns.mean():.1f} (by seed: {each})")
+        if returns is not None:
+            each = " ".join(f"{value:.0f}" for value in returns)
+            self.bar.write(f"step {step}: evaluation return {returns.mean():.1f} (by seed: {each})")
         self.since = time.perf_counter()
 
     def close(self) -> None:
@@ -1068,8 +1051,7 @@ def main() -> None:
         evaluate_saved(args) if args.evaluate else train(args)
     except (OSError, MemoryError, RuntimeError) as error:
         words = ("allocate", "size calculation", "out of memory")
-        too_little = isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
-        if isinstance(error, RuntimeError) and not too_little:
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in words):
             raise
         refuse("the machine cannot do it", error)
 

@@ -10,7 +10,7 @@ of an expected return needs no model of the task, because grad pi = pi * grad lo
     J = E[ R(tau) ],  R(tau) = sum_t gamma^t r_t                             objective
     grad J = E[ sum_t grad log pi(a_t|s_t) R(tau) ]                          log-derivative trick, --no-reward-to-go
            = E[ sum_t gamma^t grad log pi(a_t|s_t) (G_t - b(s_t)) ]          an action cannot change the past
-           = E_{s, a ~ d}[ grad log pi(a|s) (Q(s, a) - b(s)) ] / (1 - gamma)           d: discounted visits
+           = E_{s, a ~ d}[ grad log pi(a|s) (Q(s, a) - b(s)) ] / (1 - gamma)  d: discounted state visitation
     G_t = r_t + gamma * G_{t+1}                                              reward_to_go, in linear time, backwards
     E[ grad log pi(a|s) b(s) ] = b(s) grad sum_a pi(a|s) = b(s) grad 1 = 0   so a baseline b moves the variance only
     b <- 0.9 * b + 0.1 * mean of G_t,  or b = V(s), by least squares         --baseline mean, value
@@ -37,7 +37,8 @@ Details that matter:
     the state where it stopped. Practice drops the weight, and so does this script unless --discount-visitation is
     given. What is then followed is in general the gradient of no objective (Nota and Thomas, 2020, arXiv:1906.07073).
  2. Seed axis: every tensor of a network is [S, ...] and one batched product trains S independent agents. Losses are
-    summed over seeds; norms and statistics are per seed, so that nothing leaks.
+    summed over seeds; norms and statistics are per seed, so that nothing leaks. But a batch of whole episodes ends with
+    the longest of any seed and counts as that many steps for each: with none or mean, a seed alone makes more updates.
  3. Next-step auto-reset: the step after `done` ignores its action and returns the first observation of the new
     episode. That row is no transition: `valid` masks it out of every loss and statistic.
  4. obs[t + 1] is the true next observation of every valid row, the last of an episode included. So with a learned V
@@ -75,7 +76,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 try:  # EnvPool films without a screen if this library is loaded first, and ends the process if it is not there
     HAS_EGL = bool(ctypes.CDLL("libEGL.so.1", ctypes.RTLD_GLOBAL))
@@ -113,7 +114,7 @@ class Args:
     num_envs: int = 16  # environments per seed
 
     # Algorithm
-    baseline: str = "value"  # none; mean: a moving average; value: a learned V(s)
+    baseline: Literal["none", "mean", "value"] = "value"  # mean: a moving average; value: a learned V(s)
     reward_to_go: bool = True  # weight an action by what follows it; else by R(tau), with baseline none or mean
     discount_visitation: bool = False  # keep the factor gamma^t of the theorem
     num_steps: int = 64  # with baseline value: steps of each environment per iteration
@@ -140,12 +141,10 @@ class Args:
     eval_episodes: int = 10  # episodes per seed in each evaluation but the last
     final_eval_episodes: int = 100  # episodes per seed in the last evaluation, and with --evaluate
     checkpoint_seconds: float = 60.0  # time between two checkpoints
-    capture_video: str | None = None  # gif or mp4: film an episode of each seed's agent at the end
+    capture_video: Literal["gif", "mp4"] | None = None  # film an episode of each seed's agent at the end
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if self.baseline not in ("none", "mean", "value"):
-            refuse(f"baseline is none, mean or value, not {self.baseline!r}")
         if self.baseline == "value" and not self.reward_to_go:
             refuse("R(tau) takes whole episodes: no-reward-to-go goes with baseline none or mean")
 
@@ -160,7 +159,8 @@ class Args:
 
     @property
     def trained_timesteps(self) -> int:
-        """A last partial rollout is not run. Whole episodes stop where a longest batch might not fit any more."""
+        """A last partial rollout is not run. Whole episodes stop where a longest batch might not fit any more, so for
+        them this is about the number; metrics.csv ends with the true one."""
         return self.total_timesteps // self.batch_size * self.batch_size
 
 
@@ -172,8 +172,7 @@ class Linear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, gain: float, generators: list[torch.Generator]) -> None:
         super().__init__()
-        shape = (out_features, in_features)
-        weights = [nn.init.orthogonal_(torch.empty(shape), gain, generator=generator).T for generator in generators]
+        weights = [nn.init.orthogonal_(torch.empty(out_features, in_features), gain, generator=g).T for g in generators]
         self.weight = nn.Parameter(torch.stack(weights))
         self.bias = nn.Parameter(torch.zeros(len(generators), 1, out_features))
 
@@ -399,7 +398,8 @@ def update(
         with torch.no_grad():
             agent.log_std.clamp_(min=args.log_std_min)
     agent.obs_stats.update(seeds_first(rollout["obs"][:-1]), valid)
-    explained = 1 - masked_var(error.detach(), valid) / masked_var(returns, valid).clamp(min=1e-8)
+    variance = masked_var(returns, valid)  # where that is 0, nothing is explained
+    explained = (variance - masked_var(error.detach(), valid)) / variance.clamp(min=1e-8)
     terms = (p_loss, v_loss, masked_mean(policy_entropy, valid), grad_norm, explained)
     return {name: term.detach() for name, term in zip(LOSSES, terms, strict=True)}
 
@@ -436,9 +436,8 @@ def train(args: Args) -> list[Path]:
         collected[name] = torch.zeros(T, S, N, dtype=torch.bool, pin_memory=on_cuda)
     data = {name: tensor.numpy() for name, tensor in collected.items()}  # the same memory, as the simulator sees it
     rollout = {name: tensor.to(device) for name, tensor in collected.items()}  # on a CPU the same memory once more
-    obs_in, action_out, env_action_out = (
-        torch.zeros(*shapes[name][1:], pin_memory=on_cuda) for name in ("obs", "actions", "actions")
-    )
+    obs_in = torch.zeros(S, N, agent.obs_dim, pin_memory=on_cuda)
+    action_out, env_action_out = (torch.zeros(S, N, agent.action_dim, pin_memory=on_cuda) for _ in range(2))
     carry = torch.zeros(S, N, device=device)  # discounted reward of the running episodes, which scales rewards
     gradient_step = torch.compile(update) if args.compile else update
     losses = {name: torch.zeros(S, device=device) for name in LOSSES}  # sums since the last report
@@ -454,14 +453,13 @@ def train(args: Args) -> list[Path]:
             losses[name].add_(value)
 
     act, learn = (capture(f, state, args, device) for f in (act, learn))
-    for total in (carry, *losses.values()):
-        total.zero_()  # drop what the warm-up left
+    torch._foreach_zero_([carry, *losses.values()])  # drop what the warm-up left
     torch.manual_seed(spaced_seeds(args, 1, 2, step)[0])  # the noise of all seeds comes from one stream
 
-    next_obs, iterations, saved_at = envs.reset()[0], 0, time.perf_counter()
+    next_obs, iterations, stop, saved_at = envs.reset()[0], 0, False, time.perf_counter()
     skip, age = np.zeros((S, N), bool), np.zeros((S, N))  # skip: the next step of this environment is no transition
     with catch_signals() as signals:
-        while step <= room and len(failed) < S:
+        while step <= room and len(failed) < S and not stop:
             if args.whole_episodes and step:  # start anew
                 if on_cuda:
                     torch.cuda.current_stream(device).synchronize()  # the last batch has left the pinned memory
@@ -481,7 +479,8 @@ def train(args: Args) -> list[Path]:
                 done = (terminated | truncated).reshape(S, N) & ~skip
                 data["rewards"][t], data["terminated"][t] = rewards.reshape(S, N), terminated.reshape(S, N) & ~skip
                 data["done"][t] = done
-                log.count(data["rewards"][t], done, data["valid"][t])
+                cut = data["valid"][t] & (args.whole_episodes and t == T - 1)  # the horizon ends an episode as well
+                log.count(data["rewards"][t], done | cut, data["valid"][t])
                 age = np.where(done, 0, age + ~skip)
                 skip = (skip | done) if args.whole_episodes else done  # the step after an episode's last only resets
                 if args.whole_episodes and skip.all():
@@ -500,20 +499,16 @@ def train(args: Args) -> list[Path]:
             evaluation_due = args.num_evaluations > 0 and (complete or due(step, taken, args.num_evaluations, last))
             if evaluation_due or complete or due(step, taken, 100, last):
                 means = {name: (total / iterations).tolist() for name, total in losses.items()}  # waits for the device
-                log.stop_clock()
-                returns = None
-                if evaluation_due:
-                    episodes = args.final_eval_episodes if complete else args.eval_episodes
-                    returns = evaluate(agent, args, episodes, step)["return"].mean(1)
-                log.report(step, means, returns)
+                seconds = log.clock()
+                episodes = args.final_eval_episodes if complete else args.eval_episodes
+                returns = evaluate(agent, args, episodes, step)["return"].mean(1) if evaluation_due else None
+                log.report(step, seconds, means, returns)
                 torch._foreach_zero_(list(losses.values()))
                 iterations = 0
             stop = bool(signals)
             if stop or complete or time.perf_counter() - saved_at > args.checkpoint_seconds:
                 failed = save_run(args, log, agent, state, step)
                 saved_at = time.perf_counter()
-            if stop:
-                break
     envs.close()
     log.close()
     if args.capture_video and step > room:
@@ -555,8 +550,6 @@ def check_ranges(args: "Args") -> None:
             refuse(f"{name} = {value!r} is no name of a folder")
         if name in ("num_envs", "eval_episodes", "final_eval_episodes") and args.num_seeds * value > 2**16:
             refuse(f"{name} = {value} for each of {args.num_seeds} seeds: a pool takes 65536 environments")
-    if args.capture_video not in (None, "gif", "mp4"):
-        refuse(f"capture_video is gif or mp4, not {args.capture_video!r}")
     if args.capture_video and not HAS_EGL:
         refuse("capture_video needs the library libEGL.so.1 (Debian, Ubuntu: apt install libegl1)")
     if getattr(args, "log_std_init", 0) < getattr(args, "log_std_min", -99):
@@ -686,20 +679,15 @@ class RunLog:
         new = {"global_step": 0, "seconds": 0.0, "rows": [[] for _ in folders], "episodes": [[] for _ in folders]}
         step, self.seconds, self.rows, episodes = ((saved or new)[name] for name in new)
         self.episodes = [deque(finished, maxlen=100) for finished in episodes]  # return and length of the last 100
-        self.folders, self.reported, self.since = folders, (step, self.seconds), time.perf_counter()
-        commit = None
-        with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, or a file outside of a repository
-            words = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-            commit = subprocess.check_output(words, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True)
-        packages = {package.__name__: package.__version__ for package in (torch, np, envpool, gymnasium)}
+        self.folders, self.step, self.since = folders, step, time.perf_counter()
+        git = "git describe --always --dirty --abbrev=40 --exclude='*'"  # says nothing without git or a repository
+        described = subprocess.run(git, shell=True, cwd=Path(__file__).parent, capture_output=True, text=True)
+        versions = {package.__name__: package.__version__ for package in (torch, np, envpool, gymnasium)}
+        versions["python"] = platform.python_version()
         gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-        config = {
-            "args": asdict(args),
-            "trained_timesteps": total,
-            "versions": {"python": platform.python_version(), **packages},
-            "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "device": str(device), "gpu": gpu},
-            "git_commit": commit and commit.strip(),
-        }
+        hardware = {"machine": platform.machine(), "cores": os.cpu_count(), "device": str(device), "gpu": gpu}
+        config = {"args": asdict(args), "trained_timesteps": total, "versions": versions, "hardware": hardware}
+        config["git_commit"] = described.stdout.strip() or None
         if saved and (earlier := folders[0] / "config.json").exists():
             before = json.loads(earlier.read_text())
             part = {key: before[key] for key in ("versions", "hardware", "git_commit")}
@@ -725,17 +713,14 @@ class RunLog:
         """Seconds of training so far."""
         return self.seconds + time.perf_counter() - self.since
 
-    def stop_clock(self) -> None:
-        """Training stands still from here to the end of the next report."""
-        self.seconds = self.clock()
-
-    def report(self, step: int, losses: dict[str, list[float]], eval_returns: np.ndarray | None) -> None:
-        """A row of metrics.csv and a point of every TensorBoard curve for each seed; losses and returns are [S]."""
-        speed = len(self.folders) * (step - self.reported[0]) / (self.seconds - self.reported[1])
-        self.reported = (step, self.seconds)
+    def report(self, step: int, seconds: float, losses: dict[str, list[float]], returns: np.ndarray | None) -> None:
+        """A row of metrics.csv and a point of every TensorBoard curve for each seed; losses and returns of evaluations
+        are [S]. The clock goes on from `seconds`, what it showed before the evaluation."""
+        speed = len(self.folders) * (step - self.step) / (seconds - self.seconds)
+        self.step, self.seconds = step, seconds
         recent = np.array([np.mean(own, axis=0) if own else (np.nan, np.nan) for own in self.episodes])  # [S, 2]
         for k, (folder, writer) in enumerate(zip(self.folders, self.writers, strict=True)):
-            evaluated = np.nan if eval_returns is None else eval_returns[k]
+            evaluated = np.nan if returns is None else returns[k]
             scalars = {"charts/episodic_return": recent[k, 0], "charts/episodic_length": recent[k, 1]}
             scalars |= {"charts/SPS": speed, "eval/episodic_return": evaluated}
             scalars |= {f"losses/{name}": values[k] for name, values in losses.items()}
@@ -748,9 +733,9 @@ class RunLog:
                 path.write_text("\n".join([self.COLUMNS, *self.rows[k], ""]))
         self.bar.set_postfix_str(f"return {recent[:, 0].mean():.0f}, {speed:.0f} steps/s", refresh=False)
         self.bar.update(step - self.bar.n)
-        if eval_returns is not None:
-            each = " ".join(f"{value:.0f}" for value in eval_returns)
-            self.bar.write(f"step {step}: evaluation return {eval_returns.mean():.1f} (by seed: {each})")
+        if returns is not None:
+            each = " ".join(f"{value:.0f}" for value in returns)
+            self.bar.write(f"step {step}: evaluation return {returns.mean():.1f} (by seed: {each})")
         self.since = time.perf_counter()
 
     def close(self) -> None:
@@ -986,8 +971,7 @@ def main() -> None:
         evaluate_saved(args) if args.evaluate else train(args)
     except (OSError, MemoryError, RuntimeError) as error:
         words = ("allocate", "size calculation", "out of memory")
-        too_little = isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
-        if isinstance(error, RuntimeError) and not too_little:
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in words):
             raise
         refuse("the machine cannot do it", error)
 

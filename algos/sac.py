@@ -57,7 +57,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 try:  # EnvPool films without a screen if this library is loaded first, and ends the process if it is not there
     HAS_EGL = bool(ctypes.CDLL("libEGL.so.1", ctypes.RTLD_GLOBAL))
@@ -118,7 +118,7 @@ class Args:
     eval_episodes: int = 10  # episodes per seed in each evaluation but the last
     final_eval_episodes: int = 100  # episodes per seed in the last evaluation, and with --evaluate
     checkpoint_seconds: float = 60.0  # time between two checkpoints
-    capture_video: str | None = None  # gif or mp4: film an episode of each seed's agent at the end
+    capture_video: Literal["gif", "mp4"] | None = None  # film an episode of each seed's agent at the end
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -143,8 +143,7 @@ class Linear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, gain: float, generators: list[torch.Generator]) -> None:
         super().__init__()
-        shape = (out_features, in_features)
-        weights = [nn.init.orthogonal_(torch.empty(shape), gain, generator=generator).T for generator in generators]
+        weights = [nn.init.orthogonal_(torch.empty(out_features, in_features), gain, generator=g).T for g in generators]
         self.weight = nn.Parameter(torch.stack(weights))
         self.bias = nn.Parameter(torch.zeros(len(generators), 1, out_features))
 
@@ -365,19 +364,17 @@ def train(args: Args) -> list[Path]:
 
     def learn() -> None:
         for _ in range(block):
-            for name, value in gradient_step(
-                agent, critics, targets, log_alpha, actor_optimizer, critic_optimizer, replay, args
-            ).items():
-                losses[name].add_(value)
+            terms = gradient_step(agent, critics, targets, log_alpha, actor_optimizer, critic_optimizer, replay, args)
+            torch._foreach_add_(list(losses.values()), list(terms.values()))
 
     act, store, learn = (capture(f, touched, args, device) for f in (act, store, learn))
     torch._foreach_zero_(list(losses.values()))  # drop what the warm-up left
     torch.manual_seed(spaced_seeds(args, 1, 2, step)[0])  # noise and samples of all seeds come from one stream
 
     next_obs, skip, owed, updates = envs.reset()[0].reshape(S, N, -1), np.zeros((S, N), bool), 0.0, 0
-    saved_at = time.perf_counter()
+    stop, saved_at = False, time.perf_counter()
     with catch_signals() as signals:
-        while step < last and len(failed) < S:
+        while step < last and len(failed) < S and not stop:
             # Act
             obs_in.copy_(torch.from_numpy(next_obs))
             action_out.copy_(agent.random_action(obs_in)) if step < random_until else act()
@@ -409,20 +406,16 @@ def train(args: Args) -> list[Path]:
             evaluation_due = due(step, N, args.num_evaluations, last)
             if evaluation_due or due(step, N, 100, last):
                 means = {name: (total / updates).tolist() for name, total in losses.items()} if updates else {}
-                log.stop_clock()
-                returns = None
-                if evaluation_due:
-                    episodes = args.final_eval_episodes if step == last else args.eval_episodes
-                    returns = evaluate(agent, args, episodes, step)["return"].mean(1)
-                log.report(step, means, returns)
+                seconds = log.clock()
+                episodes = args.final_eval_episodes if step == last else args.eval_episodes
+                returns = evaluate(agent, args, episodes, step)["return"].mean(1) if evaluation_due else None
+                log.report(step, seconds, means, returns)
                 torch._foreach_zero_(list(losses.values()))
                 updates = 0
             stop = bool(signals)
             if stop or step == last or time.perf_counter() - saved_at > args.checkpoint_seconds:
                 failed = save_run(args, log, agent, state, step)
                 saved_at = time.perf_counter()
-            if stop:
-                break
     envs.close()
     log.close()
     if args.capture_video and step == last:
@@ -464,8 +457,6 @@ def check_ranges(args: "Args") -> None:
             refuse(f"{name} = {value!r} is no name of a folder")
         if name in ("num_envs", "eval_episodes", "final_eval_episodes") and args.num_seeds * value > 2**16:
             refuse(f"{name} = {value} for each of {args.num_seeds} seeds: a pool takes 65536 environments")
-    if args.capture_video not in (None, "gif", "mp4"):
-        refuse(f"capture_video is gif or mp4, not {args.capture_video!r}")
     if args.capture_video and not HAS_EGL:
         refuse("capture_video needs the library libEGL.so.1 (Debian, Ubuntu: apt install libegl1)")
     if getattr(args, "log_std_init", 0) < getattr(args, "log_std_min", -99):
@@ -595,20 +586,15 @@ class RunLog:
         new = {"global_step": 0, "seconds": 0.0, "rows": [[] for _ in folders], "episodes": [[] for _ in folders]}
         step, self.seconds, self.rows, episodes = ((saved or new)[name] for name in new)
         self.episodes = [deque(finished, maxlen=100) for finished in episodes]  # return and length of the last 100
-        self.folders, self.reported, self.since = folders, (step, self.seconds), time.perf_counter()
-        commit = None
-        with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, or a file outside of a repository
-            words = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-            commit = subprocess.check_output(words, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True)
-        packages = {package.__name__: package.__version__ for package in (torch, np, envpool, gymnasium)}
+        self.folders, self.step, self.since = folders, step, time.perf_counter()
+        git = "git describe --always --dirty --abbrev=40 --exclude='*'"  # says nothing without git or a repository
+        described = subprocess.run(git, shell=True, cwd=Path(__file__).parent, capture_output=True, text=True)
+        versions = {package.__name__: package.__version__ for package in (torch, np, envpool, gymnasium)}
+        versions["python"] = platform.python_version()
         gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-        config = {
-            "args": asdict(args),
-            "trained_timesteps": total,
-            "versions": {"python": platform.python_version(), **packages},
-            "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "device": str(device), "gpu": gpu},
-            "git_commit": commit and commit.strip(),
-        }
+        hardware = {"machine": platform.machine(), "cores": os.cpu_count(), "device": str(device), "gpu": gpu}
+        config = {"args": asdict(args), "trained_timesteps": total, "versions": versions, "hardware": hardware}
+        config["git_commit"] = described.stdout.strip() or None
         if saved and (earlier := folders[0] / "config.json").exists():
             before = json.loads(earlier.read_text())
             part = {key: before[key] for key in ("versions", "hardware", "git_commit")}
@@ -634,17 +620,14 @@ class RunLog:
         """Seconds of training so far."""
         return self.seconds + time.perf_counter() - self.since
 
-    def stop_clock(self) -> None:
-        """Training stands still from here to the end of the next report."""
-        self.seconds = self.clock()
-
-    def report(self, step: int, losses: dict[str, list[float]], eval_returns: np.ndarray | None) -> None:
-        """A row of metrics.csv and a point of every TensorBoard curve for each seed; losses and returns are [S]."""
-        speed = len(self.folders) * (step - self.reported[0]) / (self.seconds - self.reported[1])
-        self.reported = (step, self.seconds)
+    def report(self, step: int, seconds: float, losses: dict[str, list[float]], returns: np.ndarray | None) -> None:
+        """A row of metrics.csv and a point of every TensorBoard curve for each seed; losses and returns of evaluations
+        are [S]. The clock goes on from `seconds`, what it showed before the evaluation."""
+        speed = len(self.folders) * (step - self.step) / (seconds - self.seconds)
+        self.step, self.seconds = step, seconds
         recent = np.array([np.mean(own, axis=0) if own else (np.nan, np.nan) for own in self.episodes])  # [S, 2]
         for k, (folder, writer) in enumerate(zip(self.folders, self.writers, strict=True)):
-            evaluated = np.nan if eval_returns is None else eval_returns[k]
+            evaluated = np.nan if returns is None else returns[k]
             scalars = {"charts/episodic_return": recent[k, 0], "charts/episodic_length": recent[k, 1]}
             scalars |= {"charts/SPS": speed, "eval/episodic_return": evaluated}
             scalars |= {f"losses/{name}": values[k] for name, values in losses.items()}
@@ -657,9 +640,9 @@ class RunLog:
                 path.write_text("\n".join([self.COLUMNS, *self.rows[k], ""]))
         self.bar.set_postfix_str(f"return {recent[:, 0].mean():.0f}, {speed:.0f} steps/s", refresh=False)
         self.bar.update(step - self.bar.n)
-        if eval_returns is not None:
-            each = " ".join(f"{value:.0f}" for value in eval_returns)
-            self.bar.write(f"step {step}: evaluation return {eval_returns.mean():.1f} (by seed: {each})")
+        if returns is not None:
+            each = " ".join(f"{value:.0f}" for value in returns)
+            self.bar.write(f"step {step}: evaluation return {returns.mean():.1f} (by seed: {each})")
         self.since = time.perf_counter()
 
     def close(self) -> None:
@@ -895,8 +878,7 @@ def main() -> None:
         evaluate_saved(args) if args.evaluate else train(args)
     except (OSError, MemoryError, RuntimeError) as error:
         words = ("allocate", "size calculation", "out of memory")
-        too_little = isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
-        if isinstance(error, RuntimeError) and not too_little:
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in words):
             raise
         refuse("the machine cannot do it", error)
 

@@ -19,6 +19,7 @@ import io
 import itertools
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -541,10 +542,6 @@ def speed(folder: Path) -> str:
     if not results:
         return "Not measured yet."
 
-    def shown(rate: dict) -> str:
-        each = rate["each"]
-        return f"{rate['median']:,.0f}" + f" ({min(each):,.0f} to {max(each):,.0f})" * (len(each) > 1)
-
     lines = [
         "|  | seeds | steps per second | of EnvPool alone | simulator, policy, update |",
         "|---|---:|---:|---:|---|",
@@ -583,7 +580,34 @@ def speed(folder: Path) -> str:
                 if name != "return"
             )
             lines.append(f"Training until a mean return of {goal['return']:,.0f}: {seconds}.")
+    lines += [elsewhere(json.loads(path.read_text())) for path in sorted(folder.glob("*/*.json"))]
     return "\n".join(lines)
+
+
+def elsewhere(result: dict) -> str:
+    """A paragraph of what another machine has measured: with which rates, ratios and shares."""
+    algo, rates, place = result["algo"], result["steps_per_second"], result["hardware"]
+    seeds = [name.removesuffix(" seeds").removesuffix(" seed") for name in result["of_envpool"]]
+
+    def listed(values: Iterable[str]) -> str:
+        *first, last = values
+        return f"{', '.join(first)} and {last}" if first else last
+
+    own = listed(f"{rates[f'{algo}, {name}']['median']:,.0f}" for name in result["of_envpool"])
+    text = f"\nOn {place['cores']} cores of another processor ({place['processor']})"
+    text += f" {algo} has {own} steps per second with {listed(seeds)} seeds"
+    for peer, times in result["times_peer"].items():
+        text += f", {listed(f'{ratio:.1f}' for ratio in times.values())} times those of {peer} ({shown(rates[peer])})"
+    if "of_matrix_product" in result:
+        shares = listed(f"{share:.0%}" for share in result["of_matrix_product"].values())
+        text += f"; its products reach {shares} of {result['matrix_product_flops'] / 1e9:.0f} GFLOP/s"
+    return f"{text}."
+
+
+def shown(rate: dict) -> str:
+    """A median, and its range if there are several measurements."""
+    each = rate["each"]
+    return f"{rate['median']:,.0f}" + f" ({min(each):,.0f} to {max(each):,.0f})" * (len(each) > 1)
 
 
 def headline(results: dict[str, dict[str, dict]], folder: Path) -> str | None:

@@ -161,6 +161,15 @@ def test_a_reset_row_changes_nothing(a2c, discrete):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+def test_returns_that_do_not_vary_are_not_explained(a2c):
+    """A batch of one row, which any V explains: a curve of 1 would be that of a perfect critic."""
+    args = a2c.Args(num_envs=1, num_steps=1, gae_lambda=0.0)
+    agent, optimizer = learner(a2c, args)
+    rollout = rollout_of(a2c, args, 0, discrete=False)
+    rollout["valid"][:] = True
+    assert a2c.update(agent, optimizer, rollout, torch.zeros(1, 1), args)["explained_variance"].tolist() == [0.0]
+
+
 PAPER = {"optimizer": "rmsprop", "num_envs": 16, "num_steps": 8, "gae_lambda": 1.0, "learning_rate": 7e-4}
 
 

@@ -75,6 +75,8 @@ WILD = {
     "evaluate": TEXTS.filter(bool) | st.sampled_from(["/", "/dev/null", "/proc/self/mem", "x" * 5000]),
     "resume": TEXTS | st.sampled_from(["/", "/dev/null", "/proc/self/mem", "x" * 5000]),
     "capture_video": TEXTS | st.sampled_from(["gif", "mp4"]),
+    "baseline": TEXTS,
+    "optimizer": TEXTS,
     "compile": st.just(False),
     "num_evaluations": st.sampled_from([-1, 0, 2**20, 2**21, 2**63]),
     "learning_starts": st.sampled_from([-1, 0, 1000, 2**53, 2**63]),
@@ -100,7 +102,7 @@ def command_lines(draw, script, run_dir):
         if name == "run_dir" and name not in wild:
             words += ["--run-dir", str(run_dir)]
             continue
-        optional = typing.get_args(kind) if kind != dict[str, str] else ()
+        optional = typing.get_args(kind) if type(None) in typing.get_args(kind) else ()
         kind = optional[0] if optional else kind
         own, types = (WILD, WILD_TYPES) if name in wild else (SANE, SANE_TYPES)
         value = draw(own[name] if name in own else types[kind])

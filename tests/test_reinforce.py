@@ -1,11 +1,14 @@
 """REINFORCE: what the lectures claim of its estimators, computed exactly on a task small enough to list."""
 
 import itertools
+import json
+import sys
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, load_script
 from test_ppo import WALKER, episode_flags, random_rollout
 from test_runs import Reach, read_metrics
 
@@ -344,12 +347,32 @@ def test_the_entropy_bonus_does_not_depend_on_the_length_of_episodes(reinforce):
     assert norms[1] == pytest.approx(norms[0] / 2)
 
 
-def test_bad_baselines_are_refused(reinforce, quick, capsys):
-    for changes, expected in (({"baseline": "median"}, "median"), ({"reward_to_go": False}, "whole episodes")):
-        with pytest.raises(SystemExit) as stop:
-            reinforce.Args(**quick | changes)
-        assert stop.value.code == 2
-        assert expected in capsys.readouterr().err
+def test_variances_of_the_estimators_are_measured(tmp_path):
+    """A short measurement: four estimates of one gradient, the noisier the less is subtracted."""
+    sys.path.append(str(ROOT / "benchmarks"))
+    variance = load_script(ROOT / "benchmarks" / "variance.py")
+    places = {"run_dir": tmp_path / "runs", "results": tmp_path / "variance.json"}
+    variance.main(variance.Args(train_steps=12_288, batches=40, num_envs=8, **places))
+    found = json.loads((tmp_path / "variance.json").read_text())["estimators"]
+    variances = [numbers["variance"] for numbers in found.values()]
+    assert variances == sorted(variances, reverse=True)
+    assert variances[0] > 5 * variances[3]
+    for numbers in list(found.values())[:-1]:
+        assert numbers["distance_of_means"] < 3 * numbers["standard_error_of_distance"]
+
+
+def test_episodes_that_the_horizon_cuts_count_in_the_statistics(reinforce, quick):
+    """Within 5 steps no pole falls: without them the mean of the last 100 episodes would stay empty."""
+    args = reinforce.Args(**quick | {"env_id": "CartPole-v1", "baseline": "mean", "horizon": 5})
+    (folder,) = reinforce.train(args)
+    assert {float(row["episodic_return"]) for row in read_metrics(folder)} == {5.0}
+
+
+def test_the_whole_return_with_a_learned_value_is_refused(reinforce, quick, capsys):
+    with pytest.raises(SystemExit) as stop:
+        reinforce.Args(**quick | {"reward_to_go": False})
+    assert stop.value.code == 2
+    assert "whole episodes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("baseline", ["none", "mean", "value"])

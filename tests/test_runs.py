@@ -358,7 +358,6 @@ BAD_INPUT = {
     "negative seed": ({"seed": -1}, "seed"),
     "NaN as a coefficient": ({"learning_rate": float("nan")}, "learning_rate"),
     "discount above 1": ({"gamma": 1.5}, "gamma"),
-    "unknown kind of film": ({"capture_video": "avi"}, "avi"),
     "missing checkpoint": ({"resume": "nowhere/checkpoint.pt"}, "nowhere"),
     "missing agent": ({"evaluate": "nowhere"}, "nowhere"),
     "task setting out of range": ({"env_kwargs": {"max_episode_steps": "99999999999"}}, "max_episode_steps"),

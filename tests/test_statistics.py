@@ -194,6 +194,18 @@ def test_shorter_runs_tell_when_every_seed_has_solved_the_task_and_what_is_publi
     assert report.shorter_figure(results) is None
 
 
+def test_what_another_machine_has_measured_by_hand():
+    rates = {"sac, 1 seed": [115.0], "sac, 4 seeds": [157.0], "its peer": [80.0, 90.0, 100.0]}
+    result = {"algo": "sac", "hardware": {"cores": 2, "processor": "X"}, "of_envpool": {"1 seed": 0.1, "4 seeds": 0.2}}
+    result["steps_per_second"] = {name: {"median": np.median(each), "each": each} for name, each in rates.items()}
+    result["times_peer"] = {"its peer": {"1 seed": 1.3, "4 seeds": 1.74}}
+    text = "\nOn 2 cores of another processor (X) sac has 115 and 157 steps per second with 1 and 4 seeds, 1.3 and 1.7"
+    text += " times those of its peer (90 (80 to 100))"
+    assert report.elsewhere(result) == text + "."
+    result |= {"of_matrix_product": {"1 seed": 0.43, "4 seeds": 0.58}, "matrix_product_flops": 157e9}
+    assert report.elsewhere(result) == text + "; its products reach 43% and 58% of 157 GFLOP/s."
+
+
 def test_stale_results_are_named(tmp_path, monkeypatch):
     write_result(tmp_path / "a2c" / "Ant-v4", [1.0, 2.0])
     monkeypatch.setattr(

@@ -150,12 +150,11 @@ def test_the_clock_stands_still_while_agents_are_evaluated(script, quick, monkey
     args = script.Args(num_seeds=2, **quick)
     log = script.RunLog(args, torch.device("cpu"), script.claim_folders(args), None)
     now[0] = 4.0
-    log.stop_clock()
+    seconds = log.clock()
     now[0] = 100.0
-    log.report(320, {}, np.ones(2))
+    log.report(320, seconds, {}, np.ones(2))
     now[0] = 102.0
-    log.stop_clock()
-    log.report(640, {}, None)
+    log.report(640, log.clock(), {}, None)
     log.close()
     rows = [[float(row[name]) for name in ("wall_seconds", "steps_per_second")] for row in read_metrics(log.folders[1])]
     assert rows == [[4, 160], [6, 320]]  # of both seeds together
