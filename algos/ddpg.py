@@ -26,7 +26,8 @@ Details that matter:
     episode. That row is no transition: it is never stored.
  3. next_obs is the true next observation, that of an episode's last step included: truncation bootstraps from it,
     termination does not.
- 4. utd_ratio counts updates per environment step of a seed: with 16 environments, 16 updates follow a step of all.
+ 4. utd_ratio counts updates per environment step of a seed: with 16 environments, 16 go with a step of all. They run
+    between the choice of its actions and the step, which a GPU overlaps; its transitions are drawn from the next on.
  5. Noise is normal, drawn anew for every environment and every dimension of the action, in units of half its range.
  6. The gradient runs from Q through the action into the policy; the critic's own weights get none of it.
  7. Observations and rewards are taken as they are.
@@ -123,7 +124,8 @@ class Args:
         if self.num_envs > self.buffer_size:
             refuse(f"a replay of {self.buffer_size} transitions does not hold a step of {self.num_envs} environments")
         # An iteration learns and then steps: the last one must come after learning_starts steps
-        if self.utd_ratio == 0 or self.trained_timesteps < self.learning_starts + self.num_envs:
+        learning = self.trained_timesteps - self.learning_starts
+        if learning < self.num_envs or self.utd_ratio * learning < 1:
             given = {name: getattr(self, name) for name in ("total_timesteps", "learning_starts", "utd_ratio")}
             refuse(f"nothing is learned with {', '.join(f'{name} = {value}' for name, value in given.items())}")
 
@@ -220,7 +222,7 @@ class Replay:
         self.count += valid.sum(1, keepdim=True)
 
     def sample(self, batch_size: int) -> list[Tensor]:
-        """obs, next_obs, actions [S, B, ...], rewards, terminated [S, B]: drawn evenly, with replacement, per seed."""
+        """obs, next_obs, actions [S, B, ...], rewards, terminated [S, B]: drawn evenly, with replacement."""
         stored = self.count.clamp(1, self.capacity)
         index = (torch.rand(len(stored), batch_size, device=stored.device) * stored).long()
         obs, next_obs, actions, rewards, terminated = self.rows[self.seed_index, index].split(self.sizes, dim=-1)
@@ -286,7 +288,7 @@ def train(args: Args) -> list[Path]:
     device = select_device(args)
     on_cuda = device.type == "cuda"
     folders, saved = find_checkpoint(args, device)
-    step = start = saved["global_step"] if saved else 0
+    step = refill_from = saved["global_step"] if saved else 0  # the replay is empty there
     envs = make_envs(args, spaced_seeds(args, N, 0, step))  # a simulator cannot be saved: resuming starts new episodes
     check_spaces(envs, args, gymnasium.spaces.Box)
     action_space = envs.single_action_space
@@ -302,13 +304,13 @@ def train(args: Args) -> list[Path]:
     replay = Replay(S, args.buffer_size, agent.obs_dim, agent.action_dim, device)
     touched = state | {"replay.count": replay.count}  # not the rows: graphs are recorded with no valid one to store
     if args.save_replay:
-        state, start = touched | {"replay.rows": replay.rows}, 0
+        state, refill_from = touched | {"replay.rows": replay.rows}, 0
     if saved:
         restore(state, saved.pop("state"))
-        if start and step < last:
+        if refill_from and step < last:
             print(f"without --save-replay, {args.learning_starts} steps refill the replay before learning goes on")
     # After a resumption the policy refills the replay or, if it has never been updated, random actions do
-    random_until = args.learning_starts + (0 if state["actor_adam.0.step"].any() else start)
+    random_until = args.learning_starts + (0 if state["actor_adam.0.step"].any() else refill_from)
     failed = diverged(agent)
     log = RunLog(args, device, folders or claim_folders(args), saved)
 
@@ -320,7 +322,8 @@ def train(args: Args) -> list[Path]:
     rows = row_in.numpy()  # the same memory, as the simulator sees it
     losses = {name: torch.zeros(S, device=device) for name in LOSSES}  # sums since the last report
     gradient_step = torch.compile(update) if args.compile else update
-    block = max(1, min(int(args.utd_ratio * N), 64))  # updates per graph
+    per_step = args.utd_ratio * N
+    block = max((k for k in range(1, 65) if per_step % k == 0), default=1)  # updates per graph
 
     @torch.no_grad()
     def act() -> None:
@@ -350,9 +353,9 @@ def train(args: Args) -> list[Path]:
             env_actions = np.nan_to_num(action_out.numpy())  # a NaN would stay in the simulator for good
 
             # Learn, utd_ratio updates per step; a GPU goes on with it while the simulator steps
-            if step - start >= args.learning_starts:
-                owed += args.utd_ratio * N
-                while owed >= block:
+            if step - refill_from >= args.learning_starts:
+                owed += per_step
+                while owed > block - 1e-6:  # ten times 0.1 is a little less than 1
                     learn()
                     owed, updates = owed - block, updates + block
 
@@ -432,8 +435,13 @@ def check_ranges(args: "Args") -> None:
         refuse(f"total_timesteps = {args.total_timesteps} is less than one rollout")
 
 
+def usable_cores() -> int:
+    """Those that this process may use: a batch system may have given it a few of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def select_device(args: Args) -> torch.device:
-    torch.set_num_threads(args.torch_threads or os.cpu_count() or 1)
+    torch.set_num_threads(args.torch_threads or usable_cores())
     try:
         device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
         if device.type not in ("cpu", "cuda"):
@@ -477,7 +485,7 @@ def task_settings(env_id: str, env_kwargs: dict[str, str]) -> dict[str, Any]:
 def make_envs(args: Args, env_seeds: list[int], render_mode: str | None = None) -> Any:
     """One pool with an environment per seed given. This is the function to replace for a task of your own: any
     gymnasium.vector.VectorEnv whose episodes end, and that resets on the next step, Gymnasium's default, will do."""
-    threads = min(args.env_threads or os.cpu_count() or 1, len(env_seeds))
+    threads = min(args.env_threads or usable_cores(), len(env_seeds))
     pool = {"num_envs": len(env_seeds), "num_threads": threads, "env_seed": env_seeds, "render_mode": render_mode}
     try:
         settings = task_settings(args.env_id, args.env_kwargs)
@@ -680,7 +688,7 @@ def save_run(args: Args, log: RunLog, agent: nn.Module, state: dict[str, Tensor]
 
 def find_checkpoint(args: Args, device: torch.device) -> tuple[list[Path], dict[str, Any] | None]:
     """The folders and the content of the checkpoint to go on from; none if there is none."""
-    candidates = [Path(args.resume)] if args.resume else []
+    candidates = [] if args.resume is None else [Path(args.resume).resolve()]
     if args.resume == "auto":
         name = f"{args.env_id.replace('/', '_')}__{args.exp_name}__{args.seed}__"
         found = [path for path in Path(args.run_dir).glob("*/checkpoint.pt") if path.parent.name.startswith(name)]
@@ -702,12 +710,13 @@ def find_checkpoint(args: Args, device: torch.device) -> tuple[list[Path], dict[
 def claim_folders(args: Args) -> list[Path]:
     """A new folder per seed. The time in their name is moved on if another run has been faster."""
     stem, stamp = f"{args.env_id.replace('/', '_')}__{args.exp_name}", int(time.time())
+    Path(args.run_dir).mkdir(parents=True, exist_ok=True)
     while True:
         folders = [Path(args.run_dir, f"{stem}__{args.seed + k}__{stamp}") for k in range(args.num_seeds)]
         if not any(folder.exists() for folder in folders):
             with contextlib.suppress(FileExistsError):
                 for folder in folders:
-                    folder.mkdir(parents=True)
+                    folder.mkdir()
                 return folders
         stamp += 1
 
@@ -721,7 +730,8 @@ def catch_signals() -> Iterator[list[int]]:
     def note(number: int, _: Any) -> None:
         signals.append(number)
         if len(signals) > 1:
-            signal.signal(number, signal.SIG_DFL)
+            for each in handlers:
+                signal.signal(each, signal.SIG_DFL)
 
     handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -752,9 +762,10 @@ def evaluate(
         rows = torch.as_tensor(obs.reshape(*shape, -1), dtype=torch.float32, device=next(agent.parameters()).device)
         actions = agent.deterministic_action(rows).nan_to_num().cpu().numpy()  # a NaN would spoil the pool
         obs, rewards, terminated, truncated, info = envs.step(as_actions(actions, envs.single_action_space))
-        totals["return"] += running * rewards.reshape(shape)
+        totals["return"] += np.where(running, rewards.reshape(shape), 0.0)  # 0 times what is not finite would be NaN
         totals["length"] += running
-        totals["x_velocity"] += running * np.reshape(info.get("x_velocity", np.zeros(running.size)), shape)
+        velocity = np.reshape(info.get("x_velocity", np.zeros(running.size)), shape)
+        totals["x_velocity"] += np.where(running, velocity, 0.0)
         totals["squared_action"] += running * np.square(actions).reshape(*shape, -1).mean(-1)
         running &= ~(terminated | truncated).reshape(shape)
     envs.close()
@@ -763,7 +774,7 @@ def evaluate(
 
 
 def capture_video(agent: "Agent", args: Args, folders: list[Path]) -> None:
-    """One episode of each seed's agent, some ten seconds long, to videos/ in its run folder. EnvPool only."""
+    """One episode of each seed's agent, ten to twenty seconds long, to videos/ in its run folder. EnvPool only."""
     lengths = evaluate(agent, args, 1, args.total_timesteps)["length"][:, 0].astype(int)  # the same episodes, unfilmed
     frames: list[np.ndarray] = []
     every = max(1, lengths.max() // 250)
@@ -842,7 +853,7 @@ def main() -> None:
     is one line as well."""
     args = tyro.cli(Args)
     try:
-        evaluate_saved(args) if args.evaluate else train(args)
+        evaluate_saved(args) if args.evaluate is not None else train(args)
     except (OSError, MemoryError, RuntimeError) as error:
         words = ("allocate", "size calculation", "out of memory")
         if isinstance(error, RuntimeError) and not any(word in str(error) for word in words):

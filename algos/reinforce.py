@@ -558,8 +558,13 @@ def check_ranges(args: "Args") -> None:
         refuse(f"total_timesteps = {args.total_timesteps} is less than one rollout")
 
 
+def usable_cores() -> int:
+    """Those that this process may use: a batch system may have given it a few of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def select_device(args: Args) -> torch.device:
-    torch.set_num_threads(args.torch_threads or os.cpu_count() or 1)
+    torch.set_num_threads(args.torch_threads or usable_cores())
     try:
         device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
         if device.type not in ("cpu", "cuda"):
@@ -603,7 +608,7 @@ def task_settings(env_id: str, env_kwargs: dict[str, str]) -> dict[str, Any]:
 def make_envs(args: Args, env_seeds: list[int], render_mode: str | None = None) -> Any:
     """One pool with an environment per seed given. This is the function to replace for a task of your own: any
     gymnasium.vector.VectorEnv whose episodes end, and that resets on the next step, Gymnasium's default, will do."""
-    threads = min(args.env_threads or os.cpu_count() or 1, len(env_seeds))
+    threads = min(args.env_threads or usable_cores(), len(env_seeds))
     pool = {"num_envs": len(env_seeds), "num_threads": threads, "env_seed": env_seeds, "render_mode": render_mode}
     try:
         settings = task_settings(args.env_id, args.env_kwargs)
@@ -806,7 +811,7 @@ def save_run(args: Args, log: RunLog, agent: nn.Module, state: dict[str, Tensor]
 
 def find_checkpoint(args: Args, device: torch.device) -> tuple[list[Path], dict[str, Any] | None]:
     """The folders and the content of the checkpoint to go on from; none if there is none."""
-    candidates = [Path(args.resume)] if args.resume else []
+    candidates = [] if args.resume is None else [Path(args.resume).resolve()]
     if args.resume == "auto":
         name = f"{args.env_id.replace('/', '_')}__{args.exp_name}__{args.seed}__"
         found = [path for path in Path(args.run_dir).glob("*/checkpoint.pt") if path.parent.name.startswith(name)]
@@ -828,12 +833,13 @@ def find_checkpoint(args: Args, device: torch.device) -> tuple[list[Path], dict[
 def claim_folders(args: Args) -> list[Path]:
     """A new folder per seed. The time in their name is moved on if another run has been faster."""
     stem, stamp = f"{args.env_id.replace('/', '_')}__{args.exp_name}", int(time.time())
+    Path(args.run_dir).mkdir(parents=True, exist_ok=True)
     while True:
         folders = [Path(args.run_dir, f"{stem}__{args.seed + k}__{stamp}") for k in range(args.num_seeds)]
         if not any(folder.exists() for folder in folders):
             with contextlib.suppress(FileExistsError):
                 for folder in folders:
-                    folder.mkdir(parents=True)
+                    folder.mkdir()
                 return folders
         stamp += 1
 
@@ -847,7 +853,8 @@ def catch_signals() -> Iterator[list[int]]:
     def note(number: int, _: Any) -> None:
         signals.append(number)
         if len(signals) > 1:
-            signal.signal(number, signal.SIG_DFL)
+            for each in handlers:
+                signal.signal(each, signal.SIG_DFL)
 
     handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -878,9 +885,10 @@ def evaluate(
         rows = torch.as_tensor(obs.reshape(*shape, -1), dtype=torch.float32, device=next(agent.parameters()).device)
         actions = agent.deterministic_action(rows).nan_to_num().cpu().numpy()  # a NaN would spoil the pool
         obs, rewards, terminated, truncated, info = envs.step(as_actions(actions, envs.single_action_space))
-        totals["return"] += running * rewards.reshape(shape)
+        totals["return"] += np.where(running, rewards.reshape(shape), 0.0)  # 0 times what is not finite would be NaN
         totals["length"] += running
-        totals["x_velocity"] += running * np.reshape(info.get("x_velocity", np.zeros(running.size)), shape)
+        velocity = np.reshape(info.get("x_velocity", np.zeros(running.size)), shape)
+        totals["x_velocity"] += np.where(running, velocity, 0.0)
         totals["squared_action"] += running * np.square(actions).reshape(*shape, -1).mean(-1)
         running &= ~(terminated | truncated).reshape(shape)
     envs.close()
@@ -889,7 +897,7 @@ def evaluate(
 
 
 def capture_video(agent: "Agent", args: Args, folders: list[Path]) -> None:
-    """One episode of each seed's agent, some ten seconds long, to videos/ in its run folder. EnvPool only."""
+    """One episode of each seed's agent, ten to twenty seconds long, to videos/ in its run folder. EnvPool only."""
     lengths = evaluate(agent, args, 1, args.total_timesteps)["length"][:, 0].astype(int)  # the same episodes, unfilmed
     frames: list[np.ndarray] = []
     every = max(1, lengths.max() // 250)
@@ -968,7 +976,7 @@ def main() -> None:
     is one line as well."""
     args = tyro.cli(Args)
     try:
-        evaluate_saved(args) if args.evaluate else train(args)
+        evaluate_saved(args) if args.evaluate is not None else train(args)
     except (OSError, MemoryError, RuntimeError) as error:
         words = ("allocate", "size calculation", "out of memory")
         if isinstance(error, RuntimeError) and not any(word in str(error) for word in words):

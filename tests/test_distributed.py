@@ -85,7 +85,7 @@ def train_task(ppo, rank, folder, kwargs):
     """A run that leaves its agent and the seeds of its environments. With signal=[number, n], the second rank sends
     itself that signal in the nth iteration, unless torchrun has restarted it."""
     number, n = kwargs.pop("signal", (0, 0))
-    left = {"agents": [], "env_seeds": []}
+    left = {"agents": [], "env_seeds": [], "noise": []}
     diverged, make_envs, highest = ppo.diverged, ppo.make_envs, ppo.highest
     iterations = []
 
@@ -104,11 +104,13 @@ def train_task(ppo, rank, folder, kwargs):
         return highest(*numbers)
 
     ppo.diverged, ppo.make_envs, ppo.highest = see_agent, see_seeds, see_iteration
+    manual_seed = torch.manual_seed
+    torch.manual_seed = lambda number: left["noise"].append(number) or manual_seed(number)
     try:
         folders = ppo.train(ppo.Args(**kwargs))
     finally:
         (folder / f"threads{rank}").write_text(" ".join(threads_of_gloo()))
-    left = {"agent": left["agents"][0].state_dict(), "env_seeds": left["env_seeds"], "folders": list(map(str, folders))}
+    left |= {"agent": left.pop("agents")[0].state_dict(), "folders": list(map(str, folders))}
     torch.save(left | {"iterations": len(iterations)}, folder / f"rank{rank}.pt")
 
 
@@ -155,6 +157,7 @@ def test_ranks_are_equal_after_training_and_the_first_one_writes(ppo, quick, tmp
     args = ppo.Args(**quick | {"num_seeds": 2})
     assert first["env_seeds"][0] == ppo.spaced_seeds(args, args.num_envs, 0, 0)  # as without other ranks
     assert not {*first["env_seeds"][0]} & {*second["env_seeds"][0]}
+    assert first["noise"] != second["noise"]
     assert len(second["env_seeds"]) == 1  # the first rank alone evaluates
     assert_no_thread_of_gloo_is_left(tmp_path)
 

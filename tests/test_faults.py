@@ -142,10 +142,20 @@ def check_on_a_small_disk(script, quick, launcher, tmp_path, free):
 
 def test_folders_that_cannot_be_made(script, quick, launcher, tmp_path):
     (tmp_path / "file").write_text("no folder")
-    for run_dir in (tmp_path / "file" / "runs", tmp_path / ("x" * 300), "/proc/runs"):
+    (tmp_path / "link").symlink_to(tmp_path / "a disk that is gone" / "runs")
+    for run_dir in (tmp_path / "file" / "runs", tmp_path / ("x" * 300), "/proc/runs", tmp_path / "link"):
         status, _, error = launcher.run(script, arguments(script, quick, run_dir=run_dir))
         assert status == 2, error
         assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["resume", "evaluate"])
+def test_an_empty_path_is_no_missing_option(script, quick, launcher, option):
+    """What a variable that is not set leaves: neither does it train anew."""
+    status, _, error = launcher.run(script, arguments(script, quick, **{option: ""}))
+    assert status == 2, error
+    assert "cannot be read as" in error
+    assert not Path(quick["run_dir"]).exists()
 
 
 def test_what_cpu_0_has_saved_can_be_loaded(script, quick, launcher):

@@ -72,7 +72,7 @@ WILD = {
         max_size=2,
     ),
     "run_dir": st.sampled_from(["", "/proc/nowhere", "/dev/null", "x" * 300, "a\nb"]),
-    "evaluate": TEXTS.filter(bool) | st.sampled_from(["/", "/dev/null", "/proc/self/mem", "x" * 5000]),
+    "evaluate": TEXTS | st.sampled_from(["/", "/dev/null", "/proc/self/mem", "x" * 5000]),
     "resume": TEXTS | st.sampled_from(["/", "/dev/null", "/proc/self/mem", "x" * 5000]),
     "capture_video": TEXTS | st.sampled_from(["gif", "mp4"]),
     "baseline": TEXTS,

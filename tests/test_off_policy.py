@@ -33,7 +33,8 @@ class Counting(gymnasium.Env):
         self.t += 1
         end = self.t == 2 + (self.number + self.episode) % 4
         terminated = end and self.number % 2 == 0
-        return np.array([self.number, self.episode, self.t]), float(self.t), terminated, end and not terminated, {}
+        info = {"x_velocity": float(self.t)}
+        return np.array([self.number, self.episode, self.t]), float(self.t), terminated, end and not terminated, info
 
 
 def counting_envs(args, env_seeds, render_mode=None):
@@ -104,6 +105,15 @@ def test_samples_come_from_the_stored_rows_of_the_own_seed_evenly(off_policy):
         assert torch.allclose(counts / 20_000, expected, atol=0.01)
 
 
+def test_a_full_replay_is_drawn_from_evenly(off_policy):
+    replay = off_policy.Replay(1, 7, 1, 1, torch.device("cpu"))
+    for i in range(10):
+        replay.add(torch.full((1, 1, 5), float(i)), torch.ones(1, 1, dtype=torch.bool))
+    values, counts = replay.sample(20_000)[0].unique(return_counts=True)
+    assert values.tolist() == list(range(3, 10))
+    assert torch.allclose(counts / 20_000, torch.full((7,), 1 / 7), atol=0.01)
+
+
 def test_termination_stops_the_bootstrap_and_truncation_does_not(off_policy):
     target = off_policy.td_target(
         torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0]]), torch.tensor([[9.0, 9.0]]), 0.5
@@ -122,14 +132,16 @@ def test_actions_without_a_finite_range_are_refused(off_policy, capsys, low, hig
 
 
 @pytest.mark.parametrize(
-    ("num_envs", "utd_ratio"), [(1, 1.0), (3, 1.0), (8, 1.0), (4, 0.5), (2, 0.25), (3, 0.5), (2, 3.0)]
+    ("num_envs", "utd_ratio"),
+    [(1, 1.0), (3, 1.0), (8, 1.0), (4, 0.5), (2, 0.25), (3, 0.5), (2, 3.0), (1, 0.1), (3, 1.5), (70, 1.0)],
 )
 def test_the_number_of_updates_is_exact(off_policy, small, monkeypatch, num_envs, utd_ratio):
     monkeypatch.setattr(off_policy, "make_envs", counting_envs)
-    args = small | {"num_envs": num_envs, "learning_starts": 24, "total_timesteps": 120, "utd_ratio": utd_ratio}
+    begins, total = (24, 120) if num_envs < 70 else (70, 280)
+    args = small | {"num_envs": num_envs, "learning_starts": begins, "total_timesteps": total, "utd_ratio": utd_ratio}
     (folder,) = off_policy.train(off_policy.Args(**args))
     state = torch.load(folder / "checkpoint.pt", weights_only=True)["state"]
-    assert state["critic_adam.0.step"] == state["actor_adam.0.step"] == int((120 - 24) * utd_ratio)
+    assert state["critic_adam.0.step"] == state["actor_adam.0.step"] == int((total - begins) * utd_ratio + 1e-9)
 
 
 def test_actions_are_random_until_learning_starts(off_policy, small, monkeypatch):

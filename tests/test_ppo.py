@@ -117,14 +117,18 @@ def test_a_last_observation_that_is_not_finite_stays_where_it_is(ppo):
     assert all(tensor.isfinite().all() for tensor in agent.state_dict().values())
 
 
-def test_advantages_are_normalised_over_valid_rows(ppo):
-    args = ppo.Args(num_seeds=2, num_envs=4, num_steps=8, num_minibatches=4)
-    agent, _ = learner(ppo, args)
-    batch = ppo.compute_batch(agent, random_rollout(ppo, args), torch.zeros(2, 4), args)
+@pytest.mark.parametrize("norm_adv", [True, False])
+@pytest.mark.parametrize("script", ["ppo_continuous", "a2c", "trpo"], indirect=True)
+def test_advantages_are_normalised_over_valid_rows_or_not_at_all(script, norm_adv):
+    args = script.Args(num_seeds=2, num_envs=4, num_steps=8, norm_adv=norm_adv)
+    agent = script.Agent(*WALKER, args)
+    compute = script.compute_batch if script.__name__ == "ppo_continuous" else script.compute_targets
+    batch = compute(agent, random_rollout(script, args), torch.zeros(2, 4), args)
+    plain = (batch["returns"] - agent.critic(batch["obs"]).squeeze(-1)).detach()
     for k in range(2):
-        own = batch["advantages"][k][batch["valid"][k]]
-        assert own.mean().item() == pytest.approx(0, abs=1e-5)
-        assert own.std(correction=0).item() == pytest.approx(1, abs=1e-4)
+        own, raw = (x[k][batch["valid"][k]] for x in (batch["advantages"], plain))
+        wanted = (raw - raw.mean()) / raw.std(correction=0) if norm_adv else raw
+        torch.testing.assert_close(own, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_the_first_ratio_is_one(ppo):
@@ -181,6 +185,46 @@ def test_kl_penalty_is_used_and_adapted_per_seed(ppo):
     losses, _ = iteration(ppo, agent, optimizer, random_rollout(ppo, args), args, kl_coef)
     assert (losses["approx_kl"] > 1.5e-9).all()
     assert kl_coef.tolist() == [2.0, 6.0]
+
+
+def test_the_kl_penalty_is_that_from_the_old_policy_to_the_new_with_a_gradient(ppo):
+    """Without advantages the loss is the penalty alone. The old policy is the wider one here: KL is not symmetric."""
+    args = ppo.Args(num_envs=4, num_steps=8, num_minibatches=1, kl_coef=3.0, vf_coef=0.0)
+    agent, optimizer = learner(ppo, args)
+    rollout, normal = random_rollout(ppo, args), torch.distributions.Normal
+    batch = ppo.compute_batch(agent, rollout, torch.zeros(1, 4), args)
+    batch |= {"advantages": batch["advantages"] * 0, "old_log_std": batch["old_log_std"] + 0.5}
+    batch["old_mean"] = batch["old_mean"] + 0.3  # at the same mean there is no gradient
+    old = normal(batch["old_mean"], batch["old_log_std"].exp())
+    new = normal(agent.actor(batch["obs"]), agent.log_std.exp())
+    kl = ppo.masked_mean(torch.distributions.kl_divergence(old, new).sum(-1), batch["valid"]).item()
+    found = ppo.finish_iteration(agent, rollout, batch, torch.ones(1), args)
+    assert found["approx_kl"].item() == pytest.approx(kl, rel=1e-4)
+    losses = ppo.update_minibatch(agent, optimizer, batch, torch.tensor([3.0]), args)
+    assert losses["policy_loss"].item() == pytest.approx(3 * kl, rel=1e-3)
+    assert losses["grad_norm"].item() > 0
+
+
+def test_the_share_of_clipped_ratios_counts_both_sides(ppo):
+    args = ppo.Args(num_envs=4, num_steps=8, num_minibatches=1)
+    agent, optimizer = learner(ppo, args)
+    batch = ppo.compute_batch(agent, random_rollout(ppo, args), torch.zeros(1, 4), args)
+    shift = torch.linspace(-0.4, 0.4, batch["valid"].shape[1])[None]
+    batch["old_log_probs"] = batch["old_log_probs"] + shift
+    outside = ((-shift).exp() - 1).abs() > 0.2
+    losses = ppo.update_minibatch(agent, optimizer, batch, torch.zeros(1), args)
+    assert losses["clipfrac"].item() == pytest.approx(outside[batch["valid"]].float().mean().item(), abs=1e-6)
+
+
+def test_values_are_clipped_around_those_of_the_rollout(ppo):
+    args = ppo.Args(num_envs=4, num_steps=8, num_minibatches=1, clip_vloss=True)
+    agent, optimizer = learner(ppo, args)
+    batch = ppo.compute_batch(agent, random_rollout(ppo, args), torch.zeros(1, 4), args)
+    batch["old_values"] = batch["old_values"] + 1
+    values = agent.critic(batch["obs"]).squeeze(-1).detach()
+    wanted = ppo.value_loss(values, batch["old_values"], batch["returns"], batch["valid"], args.clip_coef).item()
+    losses = ppo.update_minibatch(agent, optimizer, batch, torch.zeros(1), args)
+    assert losses["value_loss"].item() == pytest.approx(wanted, rel=1e-4)
 
 
 def test_value_loss_by_hand(ppo):
@@ -315,22 +359,24 @@ def test_compiled_gradient_steps_are_those_of_eager_execution(ppo, quick):
 STEPS = {"ppo_continuous": "update_minibatch", "trpo": "update_critic", "a2c": "update", "reinforce": "update"}
 
 
-@pytest.mark.parametrize("anneal", [True, False])
+@pytest.mark.parametrize("changes", [{}, {"anneal_lr": False}, {"optimizer": "rmsprop"}], ids=["", "flat", "rmsprop"])
 @pytest.mark.parametrize("script", STEPS, indirect=True)
-def test_the_learning_rate_falls_linearly(script, quick, monkeypatch, anneal):
+def test_the_learning_rate_falls_linearly(script, quick, monkeypatch, changes):
     """Over as many gradient steps as epochs and minibatches make."""
+    if not all(hasattr(script.Args, name) for name in changes):
+        pytest.skip("an option that this script does not have")
     seen, update = [], getattr(script, STEPS[script.__name__])
 
     def watched(agent, optimizer, *rest):
-        seen.append(optimizer.param_groups[0]["lr"].item())
+        seen.append(float(optimizer.param_groups[0]["lr"]))
         return update(agent, optimizer, *rest)
 
     monkeypatch.setattr(script, STEPS[script.__name__], watched)
-    args = script.Args(**quick, anneal_lr=anneal)
+    args = script.Args(**quick | changes)
     script.train(args)
     repeats = {"ppo_continuous": 2 * 4, "trpo": 2 * 4}.get(script.__name__, 1)
     steps = np.arange(0, args.total_timesteps, args.batch_size).repeat(repeats)
-    remaining = 1 - steps / args.total_timesteps if anneal else np.ones(len(steps))
+    remaining = 1 - steps / args.total_timesteps if args.anneal_lr else np.ones(len(steps))
     np.testing.assert_allclose(seen, args.learning_rate * remaining, rtol=1e-5)
 
 
@@ -364,6 +410,12 @@ def test_an_annealed_standard_deviation_falls_linearly_and_is_not_learned(ppo, q
     assert len(seen) == len(begun) + 1  # the first one makes the batch's tensors
     for log_std, progress in zip(seen[1:], begun, strict=True):
         np.testing.assert_allclose(log_std.numpy(), 0.5 - 2 * progress, atol=1e-6)
+
+
+def test_a_learned_standard_deviation_is_left_to_the_gradient(ppo, quick):
+    args = ppo.Args(**quick, anneal_log_std=False, learning_rate=0.0, log_std_init=0.5, log_std_min=-1.5)
+    (folder,) = ppo.train(args)
+    assert torch.load(folder / "agent.pt", weights_only=True)["agent"]["log_std"].unique().tolist() == [0.5]
 
 
 def test_an_entropy_bonus_wants_a_learned_standard_deviation(ppo, capsys):

@@ -83,6 +83,11 @@ def estimates(reinforce, agent, rollout, args, average=0.0):
 
 ESTIMATORS = {
     "R(tau)": {"baseline": "none", "reward_to_go": False},
+    "R(tau), whose rewards are discounted already": {
+        "baseline": "none",
+        "reward_to_go": False,
+        "discount_visitation": True,
+    },
     "reward-to-go": {"baseline": "none", "discount_visitation": True},
     "moving average": {"baseline": "mean", "discount_visitation": True},
     "value": {"baseline": "value", "discount_visitation": True},
@@ -361,10 +366,18 @@ def test_variances_of_the_estimators_are_measured(tmp_path):
         assert numbers["distance_of_means"] < 3 * numbers["standard_error_of_distance"]
 
 
-def test_episodes_that_the_horizon_cuts_count_in_the_statistics(reinforce, quick):
+def test_episodes_that_the_horizon_cuts_count_in_the_statistics(reinforce, quick, monkeypatch):
     """Within 5 steps no pole falls: without them the mean of the last 100 episodes would stay empty."""
+    compute, carried = reinforce.compute_targets, []
+
+    def watched(agent, rollout, carry, *rest):
+        carried.append(carry.abs().sum().item())
+        return compute(agent, rollout, carry, *rest)
+
+    monkeypatch.setattr(reinforce, "compute_targets", watched)
     args = reinforce.Args(**quick | {"env_id": "CartPole-v1", "baseline": "mean", "horizon": 5})
     (folder,) = reinforce.train(args)
+    assert set(carried) == {0.0}  # nor do rewards of a batch go on in the next one's discounted sums
     assert {float(row["episodic_return"]) for row in read_metrics(folder)} == {5.0}
 
 

@@ -1,6 +1,7 @@
 """Whole runs, as a user starts them: files, resume, signals, divergence, bad input, a task of one's own."""
 
 import csv
+import itertools
 import json
 import os
 import signal
@@ -89,6 +90,36 @@ def test_agent_file_acts_as_the_trained_agent_did(script, quick, capsys):
         printed = capsys.readouterr().out
         assert "InvertedPendulum-v4" in printed
         assert "return" in printed
+
+
+def test_threads_are_as_many_as_the_cores_that_the_process_may_use(script, monkeypatch):
+    monkeypatch.setattr(script.os, "sched_getaffinity", lambda _: {5}, raising=False)
+    seen = []
+    monkeypatch.setattr(script.envpool, "make", lambda *_, num_threads, **rest: seen.append(num_threads))
+    args = script.Args(env_threads=0, torch_threads=0, device="cpu")
+    script.make_envs(args, [1, 2, 3])
+    script.select_device(args)
+    assert (seen, torch.get_num_threads()) == ([1], 1)
+
+
+def test_the_newest_run_of_a_command_is_gone_on_with(script, quick, monkeypatch):
+    runs = []
+    for now in (1e9, 1e9 + 5):
+        monkeypatch.setattr(script.time, "time", lambda now=now: now)
+        runs += script.train(script.Args(**quick))
+    assert script.find_checkpoint(script.Args(**quick | {"resume": "auto"}), torch.device("cpu"))[0] == runs[1:]
+
+
+def test_checkpoints_are_no_more_frequent_than_asked_for(script, quick, monkeypatch):
+    """One in the middle, if a clock that ticks a second a look passes half of it then, and the last one."""
+    saved, save_run, ticks = [], script.save_run, itertools.count()
+    monkeypatch.setattr(script.time, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(script, "save_run", lambda *parts: saved.append(parts[-1]) or save_run(*parts))
+    script.train(script.Args(**quick | {"checkpoint_seconds": 1e9, "num_evaluations": 0}))
+    looks, saved[:] = next(ticks), []
+    script.train(script.Args(**quick | {"checkpoint_seconds": looks * 0.6, "num_evaluations": 0, "seed": 2}))
+    assert len(saved) == 2
+    assert saved[-1] == 640
 
 
 def test_resuming_continues_where_the_run_was_killed(script, quick):
@@ -316,15 +347,18 @@ def test_without_hidden_units_the_networks_are_linear(script, quick):
 
 
 def test_video(script, quick):
-    args = script.Args(**quick | {"env_id": "Hopper-v4", "capture_video": "gif", "env_kwargs": {"healthy_z_min": "1"}})
-    (folder,) = script.train(args)
-    film = folder / "videos" / "episode.gif"
+    """Of each seed's own episode."""
     import imageio
 
-    frames = imageio.mimread(film)
-    assert len(frames) > 5
-    assert frames[0].shape[:2] == (240, 240)
-    assert np.abs(frames[0].astype(int) - frames[-1].astype(int)).max() > 50  # something moves
+    changes = {"env_id": "Hopper-v4", "capture_video": "gif", "env_kwargs": {"healthy_z_min": "1"}, "num_seeds": 2}
+    films = []
+    for folder in script.train(script.Args(**quick | changes)):
+        frames = imageio.mimread(folder / "videos" / "episode.gif")
+        assert len(frames) > 5
+        assert frames[0].shape[:2] == (240, 240)
+        assert np.abs(frames[0].astype(int) - frames[-1].astype(int)).max() > 50  # something moves
+        films.append(frames)
+    assert any((one != other).any() for one, other in zip(*films, strict=False))
 
 
 def test_runs_of_the_same_second_do_not_share_a_folder(script, quick, monkeypatch):

@@ -1,5 +1,6 @@
 """What `train` collects, hands to the algorithm and writes down, on tasks of which every number is known."""
 
+import copy
 import csv
 import json
 
@@ -57,6 +58,7 @@ def test_a_rollout_is_what_happened(script, quick, monkeypatch):
             assert rollout["terminated"][t, seed, n] == (end and env % 2 == 0)
             action = rollout["actions"][t, seed, n, 0].item()
             assert rollout["rewards"][t, seed, n].item() == pytest.approx(2 * np.clip(action, -1, 1), abs=1e-6)
+            assert rollout.get("age", rollout["obs"][..., 2])[t, seed, n] == i
 
 
 @each_on_policy
@@ -86,6 +88,59 @@ def test_targets_by_a_slow_loop(script):
         torch.testing.assert_close(batch["obs"][seed, 3 * t + n], obs[seed, 3 * t + n])
 
 
+@each_on_policy
+def test_observations_and_rewards_are_clipped(script):
+    args = script.Args(num_envs=4, num_steps=8, gamma=0.0)
+    agent = no_values(script.Agent(*WALKER, args))
+    agent.return_stats.count.fill_(1e12)  # the scale stays 1
+    rollout = random_rollout(script, args) | {"age": torch.zeros(8, 1, 4)}
+    rollout |= {name: 100 * rollout[name] for name in ("obs", "rewards")}
+    extra = [torch.zeros(1, 2)] if script.__name__ == "reinforce" else []
+    batch = getattr(script, ON_POLICY[script.__name__])(agent, rollout, torch.zeros(1, 4), *extra, args)
+    for ours, raw in (("obs", rollout["obs"][:-1]), ("returns", rollout["rewards"])):
+        expected = script.seeds_first(raw).clamp(-10, 10)
+        torch.testing.assert_close(batch[ours][batch["valid"]], expected[batch["valid"]], rtol=1e-4, atol=1e-4)
+
+
+@each_on_policy
+def test_how_well_values_fit_is_told_as_it_is(script):
+    """The value loss and the explained variance of a rollout, by hand."""
+    args = script.Args(
+        num_envs=4, num_steps=8, **{"num_minibatches": 1} if hasattr(script.Args, "num_minibatches") else {}
+    )
+    agent, rollout = script.Agent(*WALKER, args), random_rollout(script, args) | {"age": torch.zeros(8, 1, 4)}
+    extra = [torch.zeros(1, 2)] if script.__name__ == "reinforce" else []
+    parts = (rollout, torch.zeros(1, 4), *extra, args)
+    batch = getattr(script, ON_POLICY[script.__name__])(*copy.deepcopy((agent, *parts)))
+    returns = batch["returns"][batch["valid"]]
+    error = (returns - agent.critic(batch["obs"]).squeeze(-1)[batch["valid"]]).detach()
+    still = torch.optim.SGD([parameter for parameter in agent.parameters() if parameter.requires_grad], 0.0)
+    if script.__name__ == "ppo_continuous":
+        losses = script.update_minibatch(agent, still, batch, torch.zeros(1), args)
+        losses |= script.finish_iteration(agent, rollout, batch, torch.zeros(1), args)
+    elif script.__name__ == "trpo":
+        losses = script.update_critic(agent, still, batch) | script.update_policy(agent, batch, args)
+    else:
+        losses = script.update(agent, still, *parts)
+    share = 1 - (error.var(correction=0) / returns.var(correction=0)).item()
+    assert losses["explained_variance"].item() == pytest.approx(share, rel=1e-3, abs=1e-4)
+    assert losses["value_loss"].item() == pytest.approx(error.square().mean().item() / 2, rel=1e-4)
+
+
+def test_curves_are_means_since_the_last_report(script, quick, monkeypatch):
+    """Each seed's own, over however many updates, minibatches and epochs there were."""
+    names = script.LOSSES
+    parts = {"ppo_continuous": {"update_minibatch": names[:5], "finish_iteration": names[5:]}}
+    parts["trpo"] = {"update_critic": ["value_loss"], "update_policy": [name for name in names if name != "value_loss"]}
+    for part, own in parts.get(script.__name__, {"update": names}).items():
+        monkeypatch.setattr(script, part, lambda *_, own=own: {name: torch.tensor([3.0, 4.0]) for name in own})
+    total = 640 if script.__name__ in ("ddpg", "sac") else 64 * 250  # so that reports are of several updates
+    for k, folder in enumerate(script.train(script.Args(**quick | {"num_seeds": 2, "total_timesteps": total}))):
+        events = EventAccumulator(str(folder)).Reload()
+        values = [event.value for name in names for event in events.Scalars(f"losses/{name}")]
+        assert values == pytest.approx([3.0 + k] * len(values))
+
+
 def test_an_evaluation_is_of_first_episodes(script, monkeypatch):
     """Environments go on while others are in their first episode; what they earn then does not count."""
     monkeypatch.setattr(script, "make_envs", counting_envs)
@@ -96,6 +151,24 @@ def test_an_evaluation_is_of_first_episodes(script, monkeypatch):
     assert (found["length"] == lengths).all()
     assert (found["return"] == lengths * (lengths + 1) / 2).all()
     assert (found["squared_action"] == 0.25).all()
+    assert (found["x_velocity"] == (lengths + 1) / 2).all()  # 1, 2, 3, ... over the episode, and nothing after it
+
+
+def test_what_follows_a_first_episode_cannot_spoil_its_return(script, monkeypatch):
+    class Broken(Counting):
+        def step(self, action):
+            obs, reward, *ends, _ = super().step(action)
+            reward = reward if self.episode == 1 else np.inf
+            return obs, reward, *ends, {"x_velocity": reward}
+
+    def broken_envs(args, env_seeds, render_mode=None):
+        return gymnasium.vector.SyncVectorEnv([lambda i=i: Broken(i) for i in range(len(env_seeds))])
+
+    monkeypatch.setattr(script, "make_envs", broken_envs)
+    args = script.Args(env_id="Broken")
+    found = script.evaluate(script.Agent(Counting.observation_space, Counting.action_space, args), args, 4, 0)
+    assert found["return"].tolist() == [[6, 10, 15, 3]]  # of 3, 4, 5 and 2 steps
+    assert np.isfinite(found["x_velocity"]).all()
 
 
 class Paying(gymnasium.Env):
@@ -131,16 +204,23 @@ def test_the_returns_that_a_run_reports(script, quick, monkeypatch):
 
 
 def test_each_pool_has_its_own_seeds_and_size(script, quick, monkeypatch):
-    seen, make_envs = [], script.make_envs
+    """Simulators and noise of a resumed run too: it does not play its first episodes again."""
+    seen, make_envs, noise = [], script.make_envs, []
+    monkeypatch.setattr(script.torch, "manual_seed", noise.append)
 
     def watched(args, env_seeds, render_mode=None):
         seen.append(env_seeds)
         return make_envs(args, env_seeds, render_mode)
 
     monkeypatch.setattr(script, "make_envs", watched)
-    args = script.Args(num_seeds=2, **quick | {"eval_episodes": 3, "final_eval_episodes": 5})
+    changes = {"num_seeds": 2, "eval_episodes": 3, "final_eval_episodes": 5, "anneal_lr": False, "save_replay": True}
+    changes = {name: value for name, value in changes.items() if hasattr(script.Args, name)}
+    args = script.Args(**quick | changes)
     script.train(args)
+    script.train(script.Args(**quick | changes | {"total_timesteps": 1280, "resume": "auto"}))
     pools = [(4, 0, 0), (3, 1, 320), (5, 1, 640)]  # training, an evaluation, and the last one
+    pools += [(4, 0, 640), (5, 1, 1280)]
+    assert noise == [script.spaced_seeds(args, 1, 2, step)[0] for step in (0, 640)]
     assert seen == [script.spaced_seeds(args, number, *stream) for number, *stream in pools]
 
 
@@ -158,6 +238,42 @@ def test_the_clock_stands_still_while_agents_are_evaluated(script, quick, monkey
     log.close()
     rows = [[float(row[name]) for name in ("wall_seconds", "steps_per_second")] for row in read_metrics(log.folders[1])]
     assert rows == [[4, 160], [6, 320]]  # of both seeds together
+
+
+def test_evaluations_take_no_time_of_a_run(script, quick, monkeypatch):
+    clock, evaluate, late = script.time.perf_counter, script.evaluate, [0.0]
+
+    def slow(*parts):
+        late[0] += 1e4
+        return evaluate(*parts)
+
+    monkeypatch.setattr(script.time, "perf_counter", lambda: clock() + late[0])
+    monkeypatch.setattr(script, "evaluate", slow)
+    (folder,) = script.train(script.Args(**quick))
+    assert float(read_metrics(folder)[-1]["wall_seconds"]) < 1e3
+
+
+def test_a_resumed_log_has_each_point_once_and_remembers_its_episodes(script, quick):
+    args, device = script.Args(**quick), torch.device("cpu")
+    folders = script.claim_folders(args)
+    saved = {"global_step": 320, "seconds": 1.0, "rows": [["320,1.000,5.000,,1.000"]], "episodes": [[[5.0, 7.0]]]}
+    for start, steps in ((None, (320, 640)), (saved, (640,))):  # killed after a checkpoint at step 320
+        log = script.RunLog(args, device, folders, start)
+        for step in steps:
+            log.report(step, log.seconds + 1, {}, None)
+        log.close()
+    events = EventAccumulator(str(folders[0])).Reload()
+    assert [event.step for event in events.Scalars("charts/SPS")] == [320, 640]
+    for tag, value in (("episodic_return", 5.0), ("episodic_length", 7.0)):
+        assert [(event.step, event.value) for event in events.Scalars(f"charts/{tag}")] == [(640, value)]
+    assert [row["global_step"] for row in read_metrics(folders[0])] == ["320", "640"]
+
+
+def test_evaluating_an_agent_takes_the_task_that_it_was_trained_on(script, quick):
+    (folder,) = script.train(script.Args(**quick | {"env_kwargs": {"max_episode_steps": "3"}}))
+    script.evaluate_saved(script.Args(evaluate=str(folder), final_eval_episodes=4))
+    with open(folder / "evaluation.csv", newline="") as file:
+        assert [float(row["length"]) for row in csv.DictReader(file)] == [3] * 4
 
 
 def test_evaluating_an_agent_takes_the_changed_task_and_writes_each_episode(script, quick):
