@@ -94,12 +94,12 @@ def test_agent_file_acts_as_the_trained_agent_did(script, quick, capsys):
 
 def test_threads_are_as_many_as_the_cores_that_the_process_may_use(script, monkeypatch):
     monkeypatch.setattr(script.os, "sched_getaffinity", lambda _: {5}, raising=False)
-    seen = []
-    monkeypatch.setattr(script.envpool, "make", lambda *_, num_threads, **rest: seen.append(num_threads))
+    seen, make = [], script.envpool.make
+    monkeypatch.setattr(script.envpool, "make", lambda *words, **rest: seen.append(rest) or make(*words, **rest))
     args = script.Args(env_threads=0, torch_threads=0, device="cpu")
-    script.make_envs(args, [1, 2, 3])
+    script.make_envs(args, [1, 2, 3]).close()
     script.select_device(args)
-    assert (seen, torch.get_num_threads()) == ([1], 1)
+    assert (seen[0]["num_threads"], torch.get_num_threads()) == (1, 1)
 
 
 def test_the_newest_run_of_a_command_is_gone_on_with(script, quick, monkeypatch):
