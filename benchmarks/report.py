@@ -221,8 +221,8 @@ def matrix(results: dict[str, dict[str, dict]]) -> str:
         won, lost = [cell for cell in compared if cell.won_alike], [cell for cell in compared if not cell.won_alike]
         shares = [(algo, [cell.won_alike for cell in compared if cell.algo == algo]) for algo in results]
         note = (
-            "†: the published mean is of sampled actions, in training or in tests, which costs return. Like for like,"
-            f" by the last 100 training episodes of each seed in these {len(sampled)} cells, {len(won)} of"
+            "†: the published mean is of sampled actions, in training or in tests, which mostly costs return. Like for"
+            f" like, by the last 100 training episodes of each seed in these {len(sampled)} cells, {len(won)} of"
             f" {len(compared)} are above (bold; *italic*: by the deterministic action only),"
             f" {sum(cell.p_alike < 0.05 for cell in won)} of them with p < 0.05, and {len(lost)} are not"
             f" ({sum(cell.p_alike < 0.05 for cell in lost)} with p < 0.05). Above, by algorithm:"
@@ -527,7 +527,9 @@ def variance_text(result: dict) -> str:
     return (
         "![variance of the gradient and learning curve, by estimator](benchmarks/figures/variance.png)\n\n"
         f"Left: one half-trained policy on {result['env_id']}, {result['batches']} batches of"
-        f" {result['episodes_per_batch']} episodes. All means should be the same. That of"
+        f" {result['episodes_per_batch']} episodes, all weighted by gamma^t (--discount-visitation), which the"
+        " trainings on the right do without, and V fitted to other episodes beforehand. So all means should be the"
+        " same. That of"
         f' "{last}" has a norm of {numbers["mean_norm"]:.2g}; the others lie this far from it'
         f" (standard error): {', '.join(parts)}."
         " Where the variance is large that proves little: the exact test does. Right: training with each, five seeds,"
@@ -571,8 +573,8 @@ def speed(folder: Path) -> str:
         if "of_matrix_product" in result:
             shares = ", ".join(f"{share:.0%} with {seeds}" for seeds, share in result["of_matrix_product"].items())
             rate = result["matrix_product_flops"] / 1e9
-            lines.append(f"{result['algo']}'s products reach {shares} of the rate of a 256 x 256 x 256 product")
-            lines.append(f"timed in the same run ({rate:.0f} GFLOP/s).")
+            lines.append(f"The matrix products of {result['algo']}'s updates run at {shares} of the rate of a")
+            lines.append(f"256 x 256 x 256 product timed in the same run ({rate:.0f} GFLOP/s).")
         if goal := result.get("seconds_to_return"):
             seconds = ", ".join(
                 f"{name} {'not within 1M steps' if np.isnan(value) else f'{value:.0f} s'}"

@@ -296,7 +296,7 @@ def test_the_readme_loads_an_agent_and_acts(script, quick):
     (folder,) = script.train(script.Args(**quick | {"env_id": task}))
     text = (ROOT / "README.md").read_text().partition("**Load an agent and act**")[2]
     code = text.partition("```python\n")[2].partition("```")[0]
-    for there, here in {"ppo_continuous": algo, "Walker2d-v4": task, "runs/<run folder>": str(folder)}.items():
+    for there, here in {"ppo_continuous": algo, "Walker2d-v4": task, "runs/RUN_FOLDER": str(folder)}.items():
         assert there in code
         code = code.replace(there, here)
     done = subprocess.run([sys.executable, "-c", code + "print(done)"], cwd=ROOT, capture_output=True, text=True)
