@@ -13,8 +13,10 @@ a process of its own with an untimed warm-up; medians with every repeat go to be
 GPU to <algo>_cuda.json. Where the time goes is measured by parts.py, with 1 and with more seeds.
 """
 
+import contextlib
 import csv
 import functools
+import importlib.metadata
 import itertools
 import json
 import os
@@ -280,6 +282,20 @@ def processor() -> str | None:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
 
 
+def versions(args: Args) -> dict[str, str]:
+    """Of what was measured: packages, and the commits of checkouts."""
+    found = {}
+    for name in ("torch", "envpool", "gymnasium", "stable-baselines3", "sb3-contrib"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    for name, checkout in (("this repository", ROOT), ("CleanRL", args.cleanrl), ("LeanRL", args.leanrl)):
+        words = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, or no repository
+            if checkout:
+                found[name] = subprocess.check_output(words, stderr=subprocess.DEVNULL, text=True).strip()
+    return found
+
+
 def summary(algo: str, args: Args, values: dict[str, list[float]]) -> dict[str, Any]:
     """Medians, and what follows from them."""
     rate = {name: statistics.median(each) for name, each in values.items()}
@@ -295,6 +311,7 @@ def summary(algo: str, args: Args, values: dict[str, list[float]]) -> dict[str, 
         "algo": algo,
         "env_id": args.env_id,
         "hardware": {"machine": platform.machine(), "processor": processor(), "cores": os.cpu_count(), "gpu": gpu},
+        "versions": versions(args),
         "steps_per_second": {name: {"median": rate[name], "each": values[name]} for name in rate},
         "of_envpool": {
             seeds_text(n): rate[own[n]] / rate[f"EnvPool alone, {NUM_ENVS[algo] * n} environments"] for n in own

@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, load_script
 from test_off_policy import parts
 from torch.utils.flop_counter import FlopCounterMode
@@ -273,6 +274,8 @@ def test_ratios_of_measured_speeds_by_hand():
     assert found["steps_per_second"]["ppo_continuous, 1 seed"] == {"median": 40, "each": [40, 41, 2]}
     assert found["times_peer"] == {peer: {"1 seed": 10, "8 seeds": 20}}
     assert found["of_envpool"] == {"1 seed": 0.5, "8 seeds": 0.8}
+    assert found["versions"]["torch"] == torch.__version__
+    assert "CleanRL" not in found["versions"]
 
 
 def test_a_fingerprint_outlives_a_comment_but_not_a_default(tmp_path):
