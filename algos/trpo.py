@@ -530,6 +530,7 @@ def train(args: Args) -> list[Path]:
     carry = torch.zeros(S, N, device=device)  # discounted reward of the running episodes, which scales rewards
     batch = {name: tensor.clone() for name, tensor in compute_targets(agent, rollout, carry, args).items()}
     seed_index = torch.arange(S, device=device)[:, None]
+    # Not update_policy: torch.compile has no gradients of gradients
     critic_step = torch.compile(update_critic) if args.compile else update_critic
     losses = {name: torch.zeros(S, device=device) for name in LOSSES}  # sums since the last report
 
