@@ -373,7 +373,7 @@ def seeds_first(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def compute_batch(agent: Agent, rollout: dict[str, Tensor], carry: Tensor, args: Args) -> dict[str, Tensor]:
+def compute_targets(agent: Agent, rollout: dict[str, Tensor], carry: Tensor, args: Args) -> dict[str, Tensor]:
     """What the update needs of a rollout, each [S, T * N, ...]: values, advantages, and the policy that acted."""
     obs = agent.normalize(seeds_first(rollout["obs"]))  # [S, (T + 1) * N, D]
     values = agent.critic(obs).squeeze(-1).unflatten(1, (-1, args.num_envs)).transpose(0, 1)  # [T + 1, S, N]
@@ -503,7 +503,7 @@ def train(args: Args) -> list[Path]:
     obs_in = torch.zeros(S, N, agent.obs_dim, pin_memory=on_cuda)
     action_out, env_action_out = (torch.zeros(S, N, agent.action_dim, pin_memory=on_cuda) for _ in range(2))
     carry = torch.zeros(S, N, device=device)  # discounted reward of the running episodes, which scales rewards
-    batch = {name: tensor.clone() for name, tensor in compute_batch(agent, rollout, carry, args).items()}
+    batch = {name: tensor.clone() for name, tensor in compute_targets(agent, rollout, carry, args).items()}
     seed_index = torch.arange(S, device=device)[:, None]
     gradient_step = torch.compile(update_minibatch) if args.compile else update_minibatch
     losses = {name: torch.zeros(S, device=device) for name in LOSSES}  # sums since the last report
@@ -516,7 +516,7 @@ def train(args: Args) -> list[Path]:
         env_action_out.copy_(agent.to_bounds(actions), non_blocking=True)
 
     def prepare() -> None:
-        for name, tensor in compute_batch(agent, rollout, carry, args).items():
+        for name, tensor in compute_targets(agent, rollout, carry, args).items():
             batch[name].copy_(tensor)
 
     def update_epoch() -> None:

@@ -1,16 +1,15 @@
 """`report.py --compare A B`: is the change better? For two folders of runs, A before it and B after."""
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import stats
-from reading import Run, read_runs
+from reading import OF_THE_MACHINE, Run, differing, read_runs
 
 FEW = 5  # fewer seeds than this and the spread itself is hardly known
 NOT_OF_THE_CHANGE = {"seed", "num_seeds", "run_dir", "resume", "evaluate", "env_id", "env_kwargs", "total_timesteps"}
-NOT_OF_THE_CHANGE |= {"env_threads", "torch_threads", "checkpoint_seconds", "capture_video"}
+NOT_OF_THE_CHANGE |= OF_THE_MACHINE
 
 
 def group(runs: list[Run]) -> dict[str, list[Run]]:
@@ -50,8 +49,7 @@ def changed(a: list[Run], b: list[Run]) -> list[str]:
 
 def mixed(runs: list[Run]) -> list[str]:
     """Names of the arguments in which runs differ."""
-    names = {name for run in runs for name in run.args} - NOT_OF_THE_CHANGE
-    return sorted(name for name in names if any(run.args.get(name, ...) != runs[0].args.get(name, ...) for run in runs))
+    return sorted({name for run in runs for name in differing(runs[0].args, run.args, NOT_OF_THE_CHANGE)})
 
 
 def task_warnings(a: list[Run], b: list[Run]) -> list[str]:
@@ -65,10 +63,9 @@ def task_warnings(a: list[Run], b: list[Run]) -> list[str]:
             warnings.append(f"{side} mixes runs of different {', '.join(names)}")
         if len({run.trained_timesteps for run in runs}) > 1:
             warnings.append(f"{side} mixes runs of different numbers of steps")
-    if versions := sorted({f"{name} {version}" for run in (*a, *b) for name, version in run.versions.items()}):
-        counts = Counter(text.split()[0] for text in versions)
-        if several := [text for text in versions if counts[text.split()[0]] > 1]:
-            warnings.append(f"trained with different versions: {', '.join(several)}")
+    for name in sorted({name for run in (*a, *b) for name in run.versions}):
+        if len(found := {run.versions.get(name, "an unknown one") for run in (*a, *b)}) > 1:
+            warnings.append(f"trained with different versions of {name}: {', '.join(sorted(found))}")
     if {run.seed for run in a} != {run.seed for run in b}:
         warnings.append("A and B have different seeds; the test takes them as independent, so this is allowed")
     steps = a[0].trained_timesteps, b[0].trained_timesteps

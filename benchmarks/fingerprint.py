@@ -43,10 +43,10 @@ def flags(words: list[str]) -> tuple[str, ...]:
     return tuple(kept)
 
 
-def circumstances(meta: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """Task and flags of a gathered result, from its run.json: what `fingerprint` asks for."""
+def circumstances(meta: dict[str, Any]) -> tuple[bool, tuple[str, ...]]:
+    """Kind of actions and flags of a gathered result, from its run.json: what `fingerprint` asks for."""
     first = meta["command"].partition(";")[0].split()  # of those that were joined, which differ in their seed only
-    return meta["args"]["env_id"], flags(first[2:])
+    return is_discrete(meta["args"]["env_id"]), flags(first[2:])
 
 
 def is_discrete(env_id: str) -> bool:
@@ -58,28 +58,20 @@ def is_discrete(env_id: str) -> bool:
     )
 
 
-def fingerprint(script: Path, env_id: str = CONTINUOUS[0], own: tuple[str, ...] = ()) -> dict[str, float]:
-    """Run a script of algos/, with flags of its own, on a small task of env_id's kind: its returns, and mean and norm
+def fingerprint(script: Path, discrete: bool = False, own: tuple[str, ...] = ()) -> dict[str, float]:
+    """Run a script of algos/, with flags of its own, on a small task with such actions: its returns, and mean and norm
     of every tensor that it trains, by name. Raises RuntimeError, with the end of its output, if it fails."""
     import torch  # takes seconds, which report.py without --check need not wait for
 
-    task, limit = DISCRETE if is_discrete(env_id) else CONTINUOUS
+    task, limit = DISCRETE if discrete else CONTINUOUS
     arguments = ARGUMENTS | {"env-id": task, "total-timesteps": STEPS.get(script.stem, ON_POLICY_STEPS)}
     if script.stem in STEPS:
         arguments["learning-starts"] = STEPS[script.stem] // 2
     if "--baseline" in own:  # whole episodes, which must fit
         arguments["horizon"] = limit
     with tempfile.TemporaryDirectory() as folder:
-        words = [
-            sys.executable,
-            str(script),
-            *own,
-            "--run-dir",
-            folder,
-            "--env-kwargs",
-            "max_episode_steps",
-            str(limit),
-        ]
+        words = [sys.executable, str(script), *own, "--run-dir", folder]
+        words += ["--env-kwargs", "max_episode_steps", str(limit)]
         for name, value in arguments.items():
             words += [f"--{name}", str(value)]
         done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -10,7 +10,6 @@ So seeds are trained that do not fit into one process, or whose batches would wa
 episodes). What differs in more than the seed, or in what the script computes, is refused.
 """
 
-import csv
 import json
 import sys
 from dataclasses import dataclass
@@ -19,10 +18,9 @@ from typing import Annotated, Any
 
 import tyro
 from fingerprint import differences
-from reading import read_result, read_rows
-from run import write_json
+from reading import OF_THE_MACHINE, differing, naming, read_result, read_rows
+from run import write_result
 
-MAY_DIFFER = ("seed", "num_seeds", "env_threads", "torch_threads", "checkpoint_seconds")
 OF_A_PROCESS = ("command", "script_sha256", "git_commit", "hardware", "resumed", "jobs_at_a_time")
 
 
@@ -34,24 +32,28 @@ class Args:
 
 def join(folders: list[Path]) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """run.json and the rows of metrics.csv of all seeds of one cell. Raises ValueError for cells that are not alike."""
-    metas = [json.loads((folder / "run.json").read_text()) for folder in folders]
-    parts = sorted(zip(metas, folders, strict=True), key=lambda part: part[0]["args"]["seed"])
-    (first, place), rows, seeds = parts[0], [], []
-    for meta, folder in parts:
+    parts: list[tuple[int, Path, dict[str, Any]]] = []
+    for folder in folders:
+        with naming(folder):
+            meta = json.loads((folder / "run.json").read_text())
+            parts.append((meta["args"]["seed"], folder, meta))
+    parts.sort(key=lambda part: part[0])
+    (_, place, first), rows, seeds = parts[0], [], []
+    for _, folder, meta in parts:
         seeds += read_result(folder)
         rows += read_rows(folder / "metrics.csv")
-        sides = [own["args"] | {"versions": own["versions"]} for own in (first, meta)]
-        names = [name for name in sides[0] if name not in MAY_DIFFER and sides[0][name] != sides[1].get(name)]
-        if names:
-            raise ValueError(f"{place} and {folder} differ in {', '.join(names)}")
-        if changed := differences(first["fingerprint"], meta["fingerprint"]):
-            raise ValueError(f"{place} and {folder} are of scripts that differ: {changed[0]}")
+        with naming(folder):
+            sides = [own["args"] | {"versions": own["versions"]} for own in (first, meta)]
+            if names := differing(*sides, OF_THE_MACHINE | {"seed", "num_seeds"}):
+                raise ValueError(f"differs from {place} in {', '.join(names)}")
+            if changed := differences(first["fingerprint"], meta["fingerprint"]):
+                raise ValueError(f"its script computes something else than that of {place}: {changed[0]}")
     if seeds != list(range(seeds[0], seeds[0] + len(seeds))):
         raise ValueError(f"{place.parent.name} on {place.name}: the seeds are {seeds}, not one after another")
-    processes = [{name: meta[name] for name in OF_A_PROCESS if name in meta} for meta, _ in parts]
+    processes = [{name: meta[name] for name in OF_A_PROCESS if name in meta} for *_, meta in parts]
     whole = {name: value for name, value in first.items() if name not in OF_A_PROCESS} | {"processes": processes}
     whole["args"] = first["args"] | {"num_seeds": len(seeds)}
-    whole["command"] = "; ".join(meta["command"] for meta, _ in parts)
+    whole["command"] = "; ".join(meta["command"] for *_, meta in parts)
     return whole, rows
 
 
@@ -62,12 +64,7 @@ def main(args: Args) -> int:
             raise ValueError("there are no results in these folders")
         for cell in cells:
             meta, rows = join([part / cell for part in args.parts if (part / cell / "run.json").exists()])
-            (args.results / cell).mkdir(parents=True, exist_ok=True)
-            with open(args.results / cell / "metrics.csv", "w", newline="") as file:
-                writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
-            write_json(args.results / cell / "run.json", meta)
+            write_result(args.results / cell, rows, meta)
             print(f"{cell}: {meta['args']['num_seeds']} seeds")
     except (OSError, ValueError) as error:
         print(f"join.py: error: {error}", file=sys.stderr)

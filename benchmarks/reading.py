@@ -10,6 +10,14 @@ from typing import Any
 
 import numpy as np
 
+# Arguments of scripts that decide nothing of what is learned
+OF_THE_MACHINE = {"env_threads", "torch_threads", "checkpoint_seconds", "capture_video"}
+
+
+def differing(a: dict[str, Any], b: dict[str, Any], but: set[str]) -> list[str]:
+    """Names of the arguments, `but` these, in which two runs differ, or that one only has."""
+    return sorted(name for name in (a | b).keys() - but if a.get(name, ...) != b.get(name, ...))
+
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     with open(path, newline="") as file:

@@ -30,8 +30,8 @@ import numpy as np
 import stats
 import tyro
 from compare import compare
-from fingerprint import circumstances, differences, fingerprint, is_discrete
-from reading import read_result
+from fingerprint import circumstances, differences, fingerprint
+from reading import OF_THE_MACHINE, differing, read_result
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -51,8 +51,7 @@ BEGIN_SPEED, END_SPEED = "<!-- speed: benchmarks/report.py writes what is betwee
 PUBLISHED_NAME = {"ppo_continuous": "ppo"}
 ALGOS = ("ppo_continuous", "trpo", "a2c", "reinforce", "sac", "ddpg")
 STEPS = 1_000_000  # of the table, per seed
-OF_THE_MACHINE = {"env_id", "device", "env_threads", "torch_threads", "checkpoint_seconds", "save_replay"}
-OF_THE_MACHINE |= {"capture_video", "cuda_graphs", "compile"}  # arguments in which cells of the table may differ
+OF_A_CELL = OF_THE_MACHINE | {"env_id", "device", "cuda_graphs", "compile", "save_replay"}  # may differ in the table
 ESTIMATORS = {  # of variance.py: where the trainings with them are
     "whole return R(tau)": "whole_return",
     "reward-to-go": "reward_to_go",
@@ -602,7 +601,8 @@ def elsewhere(result: dict) -> str:
         text += f", {listed(f'{ratio:.1f}' for ratio in times.values())} times those of {peer} ({shown(rates[peer])})"
     if "of_matrix_product" in result:
         shares = listed(f"{share:.0%}" for share in result["of_matrix_product"].values())
-        text += f"; its products reach {shares} of {result['matrix_product_flops'] / 1e9:.0f} GFLOP/s"
+        rate = result["matrix_product_flops"] / 1e9
+        text += f"; the matrix products of its updates run at {shares} of {rate:.0f} GFLOP/s"
     return f"{text}."
 
 
@@ -649,10 +649,8 @@ def stale(results: Path) -> list[str]:
             if "fingerprint" not in meta:
                 lines.append(f"{algo} on {path.parent.name} has no fingerprint: run.py --add-fingerprint")
                 continue
-            env_id, own = circumstances(meta)
-            key = algo, is_discrete(env_id), own
-            if key not in now:
-                now[key] = fingerprint(script, env_id, own)
+            key = algo, *circumstances(meta)
+            now[key] = now.get(key) or fingerprint(script, *circumstances(meta))
             if changed := differences(meta["fingerprint"], now[key]):
                 lines.append(f"stale: {algo} on {path.parent.name}: {changed[0]}, and {len(changed) - 1} more")
     return lines
@@ -662,8 +660,7 @@ def one_set_of_defaults(algo: str, tasks: dict[str, dict[str, Any]]) -> None:
     """Raise ValueError unless all tasks of an algorithm were trained with the same arguments and seeds."""
     first_task, first = next(iter(tasks.items()))
     for task, args in tasks.items():
-        names = [name for name in first | args if name not in OF_THE_MACHINE and first.get(name) != args.get(name)]
-        if names:
+        if names := differing(first, args, OF_A_CELL):
             raise ValueError(f"{algo} on {task} was trained with another {', '.join(names)} than on {first_task}")
 
 

@@ -162,13 +162,7 @@ class Job:
         config |= {"command": "python " + " ".join(self.command), **how, "script_sha256": self.sha256}
         if self.fingerprint:
             config["fingerprint"] = self.fingerprint
-        self.result.mkdir(parents=True, exist_ok=True)
-        with open(self.result / "metrics.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        # last, and at once: a result with a run.json is complete
-        write_json(self.result / "run.json", config)
+        write_result(self.result, rows, config)
 
 
 class Launcher(Protocol):
@@ -223,6 +217,15 @@ def make_launcher(args: Args, jobs: int) -> Launcher:
     return RayLauncher(jobs, args.ray_address, args.job_cpus, args.job_gpus, args.retries)
 
 
+def write_result(folder: Path, rows: list[dict[str, Any]], meta: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "metrics.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    write_json(folder / "run.json", meta)  # last, and at once: a result with a run.json is complete
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Beside and renamed, so that a kill leaves a whole file."""
     path.with_suffix(".tmp").write_text(json.dumps(content, indent=2) + "\n")
@@ -249,9 +252,9 @@ def gathered(job: Job) -> dict[str, Any]:
     return {}
 
 
-def fingerprint_or_none(script: Path, env_id: str, own: tuple[str, ...]) -> dict[str, float] | None:
+def fingerprint_or_none(script: Path, discrete: bool, own: tuple[str, ...]) -> dict[str, float] | None:
     try:
-        return fingerprint(script, env_id, own)
+        return fingerprint(script, discrete, own)
     except RuntimeError as error:  # its results are kept; report.py --check will say that they have none
         print(f"no fingerprint: {error}", flush=True)
         return None
@@ -299,7 +302,7 @@ def run_matrix(matrix: list[Job], launcher: Launcher, args: Args) -> int:
             job.sha256 = digest(job.script)
             key = job.sha256, is_discrete(job.env_id)
             if key not in fingerprints:
-                fingerprints[key] = fingerprint_or_none(job.script, job.env_id, flags(job.extra))
+                fingerprints[key] = fingerprint_or_none(job.script, is_discrete(job.env_id), flags(job.extra))
             job.fingerprint = fingerprints[key]
             job.set_other_runs_aside()
             job.first_step = job.steps()

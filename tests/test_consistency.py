@@ -25,7 +25,7 @@ MAY_DIFFER = {
     "Args": "each algorithm has its own arguments",
     "Agent": "its own networks",
     "sum_rows": "PPO's goes over the rows of all ranks",
-    "compute_targets": "REINFORCE has baselines where A2C and TRPO have advantages",
+    "compute_targets": "REINFORCE has baselines where A2C and TRPO have advantages, and PPO keeps the old policy",
     "update": "the algorithm itself",
     "train": "and its own loop",
 }

@@ -129,7 +129,7 @@ def one_update(script, first=0, seeds=2):
     optimizer = adam(agent.critic.parameters() if script.__name__ == "trpo" else agent.parameters())
 
     def ppo():
-        batch = script.compute_batch(agent, rollout, carry, args)
+        batch = script.compute_targets(agent, rollout, carry, args)
         minibatch = {name: x[:, :8] for name, x in batch.items()}
         script.update_minibatch(agent, optimizer, minibatch, two[:, 0], args)
         script.finish_iteration(agent, rollout, batch, two[:, 0], args)

@@ -45,7 +45,7 @@ def iteration(ppo, agent, optimizer, rollout, args, kl_coef=None, epochs=3):
     """A whole update on a rollout, minibatches in their order; returns the last losses and gradients."""
     kl_coef = torch.zeros(args.num_seeds) if kl_coef is None else kl_coef
     carry = torch.zeros(args.num_seeds, args.num_envs)
-    batch = ppo.compute_batch(agent, rollout, carry, args)
+    batch = ppo.compute_targets(agent, rollout, carry, args)
     for _ in range(epochs):
         for i in range(0, args.batch_size, args.minibatch_size):
             minibatch = {name: x[:, i : i + args.minibatch_size] for name, x in batch.items()}
@@ -122,8 +122,7 @@ def test_a_last_observation_that_is_not_finite_stays_where_it_is(ppo):
 def test_advantages_are_normalised_over_valid_rows_or_not_at_all(script, norm_adv):
     args = script.Args(num_seeds=2, num_envs=4, num_steps=8, norm_adv=norm_adv)
     agent = script.Agent(*WALKER, args)
-    compute = script.compute_batch if script.__name__ == "ppo_continuous" else script.compute_targets
-    batch = compute(agent, random_rollout(script, args), torch.zeros(2, 4), args)
+    batch = script.compute_targets(agent, random_rollout(script, args), torch.zeros(2, 4), args)
     plain = (batch["returns"] - agent.critic(batch["obs"]).squeeze(-1)).detach()
     for k in range(2):
         own, raw = (x[k][batch["valid"][k]] for x in (batch["advantages"], plain))
@@ -134,7 +133,7 @@ def test_advantages_are_normalised_over_valid_rows_or_not_at_all(script, norm_ad
 def test_the_first_ratio_is_one(ppo):
     args = ppo.Args(num_seeds=2, num_envs=4, num_steps=8, num_minibatches=1, norm_adv=False)
     agent, optimizer = learner(ppo, args)
-    batch = ppo.compute_batch(agent, random_rollout(ppo, args), torch.zeros(2, 4), args)
+    batch = ppo.compute_targets(agent, random_rollout(ppo, args), torch.zeros(2, 4), args)
     losses = ppo.update_minibatch(agent, optimizer, batch, torch.zeros(2), args)
     assert losses["clipfrac"].tolist() == [0, 0]
     assert torch.allclose(losses["policy_loss"], -ppo.masked_mean(batch["advantages"], batch["valid"]), atol=1e-6)
@@ -192,7 +191,7 @@ def test_the_kl_penalty_is_that_from_the_old_policy_to_the_new_with_a_gradient(p
     args = ppo.Args(num_envs=4, num_steps=8, num_minibatches=1, kl_coef=3.0, vf_coef=0.0)
     agent, optimizer = learner(ppo, args)
     rollout, normal = random_rollout(ppo, args), torch.distributions.Normal
-    batch = ppo.compute_batch(agent, rollout, torch.zeros(1, 4), args)
+    batch = ppo.compute_targets(agent, rollout, torch.zeros(1, 4), args)
     batch |= {"advantages": batch["advantages"] * 0, "old_log_std": batch["old_log_std"] + 0.5}
     batch["old_mean"] = batch["old_mean"] + 0.3  # at the same mean there is no gradient
     old = normal(batch["old_mean"], batch["old_log_std"].exp())
@@ -208,7 +207,7 @@ def test_the_kl_penalty_is_that_from_the_old_policy_to_the_new_with_a_gradient(p
 def test_the_share_of_clipped_ratios_counts_both_sides(ppo):
     args = ppo.Args(num_envs=4, num_steps=8, num_minibatches=1)
     agent, optimizer = learner(ppo, args)
-    batch = ppo.compute_batch(agent, random_rollout(ppo, args), torch.zeros(1, 4), args)
+    batch = ppo.compute_targets(agent, random_rollout(ppo, args), torch.zeros(1, 4), args)
     shift = torch.linspace(-0.4, 0.4, batch["valid"].shape[1])[None]
     batch["old_log_probs"] = batch["old_log_probs"] + shift
     outside = ((-shift).exp() - 1).abs() > 0.2
@@ -219,7 +218,7 @@ def test_the_share_of_clipped_ratios_counts_both_sides(ppo):
 def test_values_are_clipped_around_those_of_the_rollout(ppo):
     args = ppo.Args(num_envs=4, num_steps=8, num_minibatches=1, clip_vloss=True)
     agent, optimizer = learner(ppo, args)
-    batch = ppo.compute_batch(agent, random_rollout(ppo, args), torch.zeros(1, 4), args)
+    batch = ppo.compute_targets(agent, random_rollout(ppo, args), torch.zeros(1, 4), args)
     batch["old_values"] = batch["old_values"] + 1
     values = agent.critic(batch["obs"]).squeeze(-1).detach()
     wanted = ppo.value_loss(values, batch["old_values"], batch["returns"], batch["valid"], args.clip_coef).item()
@@ -397,13 +396,13 @@ def test_the_standard_deviation_stays_above_its_floor(ppo):
 
 
 def test_an_annealed_standard_deviation_falls_linearly_and_is_not_learned(ppo, quick, monkeypatch):
-    seen, compute_batch = [], ppo.compute_batch
+    seen, compute_targets = [], ppo.compute_targets
 
     def watched(agent, *rest):
         seen.append(agent.log_std.detach().clone())
-        return compute_batch(agent, *rest)
+        return compute_targets(agent, *rest)
 
-    monkeypatch.setattr(ppo, "compute_batch", watched)
+    monkeypatch.setattr(ppo, "compute_targets", watched)
     args = ppo.Args(**quick, log_std_init=0.5, log_std_min=-1.5)
     ppo.train(args)
     begun = np.arange(0, args.total_timesteps, args.batch_size) / args.total_timesteps

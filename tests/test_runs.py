@@ -111,7 +111,7 @@ def test_the_newest_run_of_a_command_is_gone_on_with(script, quick, monkeypatch)
 
 
 def test_checkpoints_are_no_more_frequent_than_asked_for(script, quick, monkeypatch):
-    """One in the middle, if a clock that ticks a second a look passes half of it then, and the last one."""
+    """By a clock that ticks whenever it is looked at: one after 60 % of the run, and the last one."""
     saved, save_run, ticks = [], script.save_run, itertools.count()
     monkeypatch.setattr(script.time, "perf_counter", lambda: float(next(ticks)))
     monkeypatch.setattr(script, "save_run", lambda *parts: saved.append(parts[-1]) or save_run(*parts))

@@ -203,13 +203,13 @@ def test_what_another_machine_has_measured_by_hand():
     text += " times those of its peer (90 (80 to 100))"
     assert report.elsewhere(result) == text + "."
     result |= {"of_matrix_product": {"1 seed": 0.43, "4 seeds": 0.58}, "matrix_product_flops": 157e9}
-    assert report.elsewhere(result) == text + "; its products reach 43% and 58% of 157 GFLOP/s."
+    assert report.elsewhere(result) == text + "; the matrix products of its updates run at 43% and 58% of 157 GFLOP/s."
 
 
 def test_stale_results_are_named(tmp_path, monkeypatch):
     write_result(tmp_path / "a2c" / "Ant-v4", [1.0, 2.0])
     monkeypatch.setattr(
-        report, "fingerprint", lambda script, env_id, own: {"seed 1: steps": 64.0, "seed 1: evaluation": 10.0}
+        report, "fingerprint", lambda script, discrete, own: {"seed 1: steps": 64.0, "seed 1: evaluation": 10.0}
     )
     assert report.stale(tmp_path) == ["a2c on Ant-v4 has no fingerprint: run.py --add-fingerprint"]
     path = tmp_path / "a2c" / "Ant-v4" / "run.json"
@@ -331,7 +331,7 @@ def test_other_versions_are_named_and_other_tools_files_passed_over(tmp_path):
     for i, content in enumerate(('{"model": 1}', "[]")):
         (tmp_path / "B" / str(i)).mkdir()
         (tmp_path / "B" / str(i) / "config.json").write_text(content)
-    assert "trained with different versions: torch 2.12.0, torch 2.13.0" in compare(tmp_path / "A", tmp_path / "B")
+    assert "trained with different versions of torch: 2.12.0, 2.13.0" in compare(tmp_path / "A", tmp_path / "B")
     path.write_text(path.read_text()[:-5])
     with pytest.raises(ValueError, match=r"B/Hopper-v4__a2c__2__17/config\.json: "):
         compare(tmp_path / "A", tmp_path / "B")

@@ -14,8 +14,7 @@ from test_off_policy import Counting, counting_envs
 from test_ppo import WALKER, iteration, random_rollout
 from test_runs import read_metrics
 
-ON_POLICY = {"ppo_continuous": "compute_batch"} | dict.fromkeys(("a2c", "trpo", "reinforce"), "compute_targets")
-each_on_policy = pytest.mark.parametrize("script", ON_POLICY, indirect=True)
+each_on_policy = pytest.mark.parametrize("script", ["ppo_continuous", "a2c", "trpo", "reinforce"], indirect=True)
 
 
 class Echo(Counting):
@@ -34,14 +33,14 @@ def echo_envs(args, env_seeds, render_mode=None):
 def test_a_rollout_is_what_happened(script, quick, monkeypatch):
     """Each row that counts is a transition that the task made, its end is of the right kind, the observation after it
     is the true one, and the action is the policy's own: of the task's bounds -2 and 2 the reward tells."""
-    seen, compute = [], getattr(script, ON_POLICY[script.__name__])
+    seen, compute = [], script.compute_targets
 
     def watched(agent, rollout, *rest):
         means = agent.actor(agent.normalize(script.seeds_first(rollout["obs"][:-1]))).detach()
         seen.append((means, {name: tensor.clone() for name, tensor in rollout.items()}))
         return compute(agent, rollout, *rest)
 
-    monkeypatch.setattr(script, ON_POLICY[script.__name__], watched)
+    monkeypatch.setattr(script, "compute_targets", watched)
     monkeypatch.setattr(script, "make_envs", echo_envs)
     monkeypatch.setattr(script.torch, "randn_like", torch.zeros_like)  # actions are the means
     task = {"env_id": "Echo", "num_seeds": 2, "num_envs": 3, "total_timesteps": 240, "num_evaluations": 0}
@@ -75,7 +74,7 @@ def test_targets_by_a_slow_loop(script):
     obs = script.seeds_first((rollout["obs"] - 0.3) / 2)
     values = agent.critic(obs)[..., 0].detach().unflatten(1, (17, 3)).transpose(0, 1)
     extra = [torch.zeros(2, 2)] if script.__name__ == "reinforce" else []
-    batch = getattr(script, ON_POLICY[script.__name__])(agent, rollout, torch.zeros(2, 3), *extra, args)
+    batch = script.compute_targets(agent, rollout, torch.zeros(2, 3), *extra, args)
     for t, seed, n in np.argwhere(rollout["valid"].numpy()):
         wanted, weight = values[t, seed, n].item(), 1.0
         for u in range(t, 16):
@@ -96,7 +95,7 @@ def test_observations_and_rewards_are_clipped(script):
     rollout = random_rollout(script, args) | {"age": torch.zeros(8, 1, 4)}
     rollout |= {name: 100 * rollout[name] for name in ("obs", "rewards")}
     extra = [torch.zeros(1, 2)] if script.__name__ == "reinforce" else []
-    batch = getattr(script, ON_POLICY[script.__name__])(agent, rollout, torch.zeros(1, 4), *extra, args)
+    batch = script.compute_targets(agent, rollout, torch.zeros(1, 4), *extra, args)
     for ours, raw in (("obs", rollout["obs"][:-1]), ("returns", rollout["rewards"])):
         expected = script.seeds_first(raw).clamp(-10, 10)
         torch.testing.assert_close(batch[ours][batch["valid"]], expected[batch["valid"]], rtol=1e-4, atol=1e-4)
@@ -105,13 +104,11 @@ def test_observations_and_rewards_are_clipped(script):
 @each_on_policy
 def test_how_well_values_fit_is_told_as_it_is(script):
     """The value loss and the explained variance of a rollout, by hand."""
-    args = script.Args(
-        num_envs=4, num_steps=8, **{"num_minibatches": 1} if hasattr(script.Args, "num_minibatches") else {}
-    )
+    args = script.Args(num_envs=4, num_steps=8)
     agent, rollout = script.Agent(*WALKER, args), random_rollout(script, args) | {"age": torch.zeros(8, 1, 4)}
     extra = [torch.zeros(1, 2)] if script.__name__ == "reinforce" else []
     parts = (rollout, torch.zeros(1, 4), *extra, args)
-    batch = getattr(script, ON_POLICY[script.__name__])(*copy.deepcopy((agent, *parts)))
+    batch = script.compute_targets(*copy.deepcopy((agent, *parts)))
     returns = batch["returns"][batch["valid"]]
     error = (returns - agent.critic(batch["obs"]).squeeze(-1)[batch["valid"]]).detach()
     still = torch.optim.SGD([parameter for parameter in agent.parameters() if parameter.requires_grad], 0.0)
