@@ -5,7 +5,7 @@
 """Deep Deterministic Policy Gradient (Lillicrap et al., 2016, arXiv:1509.02971).
 
 The idea: Q-learning for continuous actions. The maximum over actions is replaced by an actor that is trained to find
-it, by the gradient that runs from Q through the action; noise on the action explores, a replay remembers.
+it, by the gradient that runs from Q through the action; noise on the action explores, and a replay keeps the past.
 
     J = E[ sum_t gamma^t r_t ]                                               objective
     y = r + gamma * (1 - terminated) * Q_target(s', pi_target(s'))           td_target
@@ -21,18 +21,19 @@ it, by the gradient that runs from Q through the action; noise on the action exp
 
 Details that matter:
  1. Seed axis: every tensor of a network is [S, ...] and one batched product trains S independent agents. Losses are
-    summed over seeds, so that nothing leaks; each seed has its own replay.
+    summed over seeds, so no seed affects another; each has its own replay.
  2. Next-step auto-reset: the step after `done` ignores its action and returns the first observation of the new
-    episode. That row is no transition: it is never stored.
+    episode. That row is not a transition: it is never stored.
  3. next_obs is the true next observation, that of an episode's last step included: truncation bootstraps from it,
     termination does not.
- 4. utd_ratio counts updates per environment step of a seed: with 16 environments, 16 go with a step of all. They run
-    between the choice of its actions and the step, which a GPU overlaps; its transitions are drawn from the next on.
+ 4. utd_ratio is the number of updates per environment step of a seed: 16 updates go with a step of 16 environments.
+    They run after its actions are chosen and before the simulator steps, so a GPU can overlap the two; its transitions
+    can be drawn from the next step on.
  5. Noise is normal, drawn anew for every environment and every dimension of the action, in units of half its range.
  6. The gradient runs from Q through the action into the policy; the critic's own weights get none of it.
  7. Observations and rewards are taken as they are.
- 8. The critic's learning rate is the larger one: the actor climbs the current Q, so Q must be right first.
-Deviations from the paper (in brackets what it has): 3 (no terminal states), 4 (one environment, one update a step),
+ 8. The critic's learning rate is the larger one: the actor climbs the current Q, so Q should be accurate first.
+Deviations from the paper (the paper's in brackets): 3 (no terminal states), 4 (one environment, one update a step),
 uncorrelated noise (Ornstein-Uhlenbeck), random actions at first, the action enters the critic's first layer (second),
 256 x 256 units (400, 300), an actor's learning rate of 3e-4 (1e-4), batches of 256 (64), tau 0.005 (0.001), orthogonal
 initialisation (uniform), no batch normalisation, no weight decay.
@@ -84,8 +85,8 @@ class Args:
     num_seeds: int = 1  # agents trained side by side, independent of each other
     total_timesteps: int = 1_000_000  # environment steps per seed, reset rows included
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes CUDA where there is one
-    resume: str | None = None  # a run folder to go on from, or auto: the newest of the same command, if there is one
-    evaluate: str | None = None  # a run folder (or agent.pt): evaluate its agent, train nothing
+    resume: str | None = None  # run folder to resume, or auto: the newest of the same command, if there is one
+    evaluate: str | None = None  # run folder (or agent.pt) whose agent to evaluate, without training
 
     # Environment
     env_id: str = "Walker2d-v4"  # task, as EnvPool names it
@@ -100,14 +101,14 @@ class Args:
     learning_rate: float = 3e-4  # of the actor, by Adam
     critic_learning_rate: float = 1e-3  # of the critic, by Adam
     gamma: float = 0.99  # discount factor
-    tau: float = 0.005  # weight of the new networks in the running average of the targets
+    tau: float = 0.005  # Polyak step of the targets: target += tau * (network - target)
     exploration_noise: float = 0.1  # standard deviation of the noise, in units of half the action range
-    hidden_size: int = 256  # units in each of the two hidden layers; with 0 there are none, and all is linear
+    hidden_size: int = 256  # units in each of the two hidden layers; 0 is none: linear
     save_replay: bool = False  # checkpoint the replay as well, all buffer_size rows; else resuming refills it first
 
     # Speed
     env_threads: int = 0  # threads of EnvPool; 0 is one per core
-    torch_threads: int = 0  # threads of torch on a CPU; 0 is one per core; more than are free slow everything down
+    torch_threads: int = 0  # threads of torch on a CPU; 0 is one per core; more than there are free cores slow it down
     cuda_graphs: bool = True  # on CUDA, replay recorded graphs instead of launching kernel by kernel
     compile: bool = False  # torch.compile the gradient step, for CUDA (a CPU gains nothing): a minute more at the start
 
@@ -126,8 +127,7 @@ class Args:
         # An iteration learns and then steps: the last one must come after learning_starts steps
         learning = self.trained_timesteps - self.learning_starts
         if learning < self.num_envs or self.utd_ratio * learning < 1:
-            given = {name: getattr(self, name) for name in ("total_timesteps", "learning_starts", "utd_ratio")}
-            refuse(f"nothing is learned with {', '.join(f'{name} = {value}' for name, value in given.items())}")
+            refuse(f"no update: total_timesteps leave {learning} after learning_starts, utd_ratio = {self.utd_ratio}")
 
     @property
     def trained_timesteps(self) -> int:
@@ -192,7 +192,7 @@ class Agent(nn.Module):
         return self.actor(obs).tanh() * self.action_scale + self.action_bias
 
     def noisy_action(self, obs: Tensor) -> Tensor:
-        """What explores: pi(s) with noise of its own in every environment and dimension."""
+        """Exploration action: pi(s) with noise of its own in every environment and dimension."""
         actions = self.deterministic_action(obs)
         noise = self.exploration_noise * self.action_scale * torch.randn_like(actions)
         return (actions + noise).clamp(self.action_low, self.action_high)
@@ -290,7 +290,7 @@ def train(args: Args) -> list[Path]:
     folders, saved = find_checkpoint(args, device)
     step = refill_from = saved["global_step"] if saved else 0  # the replay is empty there
     envs = make_envs(args, spaced_seeds(args, N, 0, step))  # a simulator cannot be saved: resuming starts new episodes
-    check_spaces(envs, args, gymnasium.spaces.Box)
+    check_task(envs, args, gymnasium.spaces.Box)
     action_space = envs.single_action_space
     agent = Agent(envs.single_observation_space, action_space, args).to(device)
     agent_target = Agent(envs.single_observation_space, action_space, args).to(device).requires_grad_(False)
@@ -347,7 +347,10 @@ def train(args: Args) -> list[Path]:
         while step < last and len(failed) < S and not stop:
             # Act
             obs_in.copy_(torch.from_numpy(next_obs))
-            action_out.copy_(agent.random_action(obs_in)) if step < random_until else act()
+            if step < random_until:
+                action_out.copy_(agent.random_action(obs_in))
+            else:
+                act()
             if on_cuda:
                 torch.cuda.current_stream(device).synchronize()
             env_actions = np.nan_to_num(action_out.numpy())  # a NaN would stay in the simulator for good
@@ -364,7 +367,7 @@ def train(args: Args) -> list[Path]:
             next_obs, rewards, terminated, truncated, _ = envs.step(as_actions(env_actions, action_space))
             next_obs, rewards, terminated = next_obs.reshape(S, N, -1), rewards.reshape(S, N), terminated.reshape(S, N)
             done = terminated | truncated.reshape(S, N)
-            # The last transitions have left the pinned memory: the host has waited for `act`, which came after `store`.
+            # The last transitions have left the pinned memory: the host has waited for the stream since that store.
             np.concatenate([obs, next_obs, env_actions, rewards[..., None], terminated[..., None]], axis=-1, out=rows)
             valid_in.copy_(torch.from_numpy(~skip))
             store()
@@ -382,7 +385,7 @@ def train(args: Args) -> list[Path]:
                 log.report(step, seconds, means, returns)
                 torch._foreach_zero_(list(losses.values()))
                 updates = 0
-            stop = bool(signals)
+            stop = bool(signals)  # looked at once: the loop never ends without a checkpoint
             if stop or step == last or time.perf_counter() - saved_at > args.checkpoint_seconds:
                 failed = save_run(args, log, agent, state, step)
                 saved_at = time.perf_counter()
@@ -412,19 +415,20 @@ def refuse(message: str, error: BaseException | None = None) -> NoReturn:
     raise SystemExit(2)
 
 
-def check_ranges(args: "Args") -> None:
+def check_ranges(args: Args) -> None:
     """Refuse what no training can use: sizes below 1, negative or infinite coefficients, NaN."""
+    ranges = {"gamma": (0, 1), "gae_lambda": (0, 1), "tau": (0, 1)}
+    ranges |= {"log_std_init": (-99, 2**53), "log_std_min": (-99, 2**53)}
+    ranges |= {"seed": (0, 2**53), "total_timesteps": (1, 2**53), "learning_starts": (1, 2**53)}
+    ranges |= {"env_threads": (0, 2**10), "torch_threads": (0, 2**10), "utd_ratio": (0, 2**10)}
+    ranges |= {"num_evaluations": (0, 2**20), "line_search_steps": (0, 2**20), "hidden_size": (0, 2**20)}
+    ranges |= {"buffer_size": (1, 2**24)}  # rows are drawn by a float32, which has 24 bits
     for name, value in vars(args).items():
-        from_0 = name in ("seed", "env_threads", "torch_threads", "num_evaluations", "line_search_steps", "hidden_size")
-        lowest = -99 if name.startswith("log_std") else 1 if type(value) is int and not from_0 else 0
-        amount = type(value) is float or name in ("seed", "total_timesteps", "learning_starts")
-        highest = 1 if name in ("gamma", "gae_lambda", "tau") else 2**53 if amount else 2**20
-        highest = 2**10 if name in ("env_threads", "torch_threads", "utd_ratio") else highest
-        highest = 2**24 if name == "buffer_size" else highest  # rows are drawn by a float32, which has 24 bits
+        lowest, highest = ranges.get(name, (1, 2**20) if Args.__annotations__[name] is int else (0, 2**53))
         if type(value) in (int, float) and not lowest <= value <= highest:
             refuse(f"{name} = {value} is out of range")
         if name in ("exp_name", "run_dir") and not (value.isprintable() and (name == "run_dir" or "/" not in value)):
-            refuse(f"{name} = {value!r} is no name of a folder")
+            refuse(f"{name} = {value!r} is not a folder name")
         if name in ("num_envs", "eval_episodes", "final_eval_episodes") and args.num_seeds * value > 2**16:
             refuse(f"{name} = {value} for each of {args.num_seeds} seeds: a pool takes 65536 environments")
     if args.capture_video and not HAS_EGL:
@@ -432,18 +436,19 @@ def check_ranges(args: "Args") -> None:
     if getattr(args, "log_std_init", 0) < getattr(args, "log_std_min", -99):
         refuse(f"log_std_init = {args.log_std_init} is below log_std_min = {args.log_std_min}")
     if args.trained_timesteps < 1:
-        refuse(f"total_timesteps = {args.total_timesteps} is less than one rollout")
+        refuse(f"total_timesteps = {args.total_timesteps} is less than one iteration")
 
 
 def usable_cores() -> int:
-    """Those that this process may use: a batch system may have given it a few of the machine's."""
+    """The cores that this process may use, which a batch scheduler may have limited."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def select_device(args: Args) -> torch.device:
     torch.set_num_threads(args.torch_threads or usable_cores())
     try:
-        device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        best = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(best if args.device == "auto" else args.device)
         if device.type not in ("cpu", "cuda"):
             refuse(f"device {args.device!r} is neither a CPU nor a CUDA device")
         torch.zeros(1, device=device)
@@ -452,7 +457,7 @@ def select_device(args: Args) -> torch.device:
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)  # graphs are captured on the current device
     if device.type == "cpu":
-        torch.set_flush_denormal(True)  # where a gradient stays 0, Adam's moments decay to what a CPU is slow at
+        torch.set_flush_denormal(True)  # where a gradient stays 0, Adam's moments decay to denormals, slow on a CPU
         if sys.platform == "linux":  # keep freed memory: page faults can take half of an update
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
@@ -495,19 +500,20 @@ def make_envs(args: Args, env_seeds: list[int], render_mode: str | None = None) 
 
 
 def spaced_seeds(args: Args, num_envs: int, *stream: int) -> list[int]:
-    """`num_envs` environment seeds per agent. Neighbouring seeds share none, nor do two streams of the same seed."""
+    """`num_envs` environment seeds per agent. Neighbouring seeds share none, nor do two streams of the same seed: 0, 1
+    or 2 (training, evaluation, noise) and the step at which it starts."""
     sequences = [np.random.SeedSequence((args.seed + k, *stream)) for k in range(args.num_seeds)]
     return np.concatenate([sequence.generate_state(num_envs) >> 1 for sequence in sequences]).tolist()  # int32
 
 
 def as_actions(actions: np.ndarray, space: gymnasium.Space) -> np.ndarray:
-    """Actions, a row for each environment, in the shape and type of the task's own, and within its bounds, over which
-    float32 may have rounded them."""
+    """Actions, a row for each environment, in the shape and type of the task's own, clipped to its bounds, which
+    float32 rounding may have overstepped."""
     actions = actions.reshape(-1, *space.shape).astype(space.dtype)
     return actions.clip(space.low, space.high) if isinstance(space, gymnasium.spaces.Box) else actions
 
 
-def check_spaces(envs: Any, args: Args, *action_types: type) -> None:
+def check_task(envs: Any, args: Args, *action_types: type) -> None:
     names = " or ".join(kind.__name__ for kind in action_types)
     if not isinstance(envs.single_observation_space, gymnasium.spaces.Box):
         refuse(f"{args.env_id} observes a {type(envs.single_observation_space).__name__}; this script takes Box")
@@ -558,9 +564,9 @@ class RunLog:
     def __init__(self, args: Args, device: torch.device, folders: list[Path], saved: dict[str, Any] | None) -> None:
         S, total = args.num_seeds, args.trained_timesteps
         self.running = np.zeros((2, S, args.num_envs))  # return and length of the episodes under way
-        new = {"global_step": 0, "seconds": 0.0, "rows": [[] for _ in folders], "episodes": [[] for _ in folders]}
-        step, self.seconds, self.rows, episodes = ((saved or new)[name] for name in new)
-        self.episodes = [deque(finished, maxlen=100) for finished in episodes]  # return and length of the last 100
+        start = saved or {"global_step": 0, "seconds": 0.0, "rows": [[] for _ in folders], "episodes": [[]] * S}
+        step, self.seconds, self.rows = start["global_step"], start["seconds"], start["rows"]
+        self.episodes = [deque(own, maxlen=100) for own in start["episodes"]]  # return and length of the last 100
         self.folders, self.step, self.since = folders, step, time.perf_counter()
         git = "git describe --always --dirty --abbrev=40 --exclude='*'"  # says nothing without git or a repository
         described = subprocess.run(git, shell=True, cwd=Path(__file__).parent, capture_output=True, text=True)
@@ -587,7 +593,7 @@ class RunLog:
     def count(self, rewards: np.ndarray, done: np.ndarray, valid: np.ndarray) -> None:
         """Take in one step of all environments for the episode statistics; arrays are [S, N]."""
         self.running += np.stack([np.where(valid, rewards, 0.0), valid])
-        for k, env in zip(*done.nonzero(), strict=True):
+        for k, env in np.argwhere(done):
             self.episodes[k].append(self.running[:, k, env].tolist())
         self.running[:, done] = 0.0
 
@@ -633,7 +639,7 @@ def save(path: Path, kind: str, **content: Any) -> None:
     with replacing(path) as beside, open(beside, "wb") as file:
         try:
             torch.save({"kind": f"{Path(__file__).stem} {kind}", **content}, file)
-        except RuntimeError as error:  # which hides that of a full disk
+        except RuntimeError as error:  # torch's own, raised while handling that of a full disk
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
@@ -655,10 +661,10 @@ def load(path: Path, kind: str, device: torch.device, optional: bool = False) ->
 
 def restore(state: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
     """Copy `saved` into the tensors of `state`, in place: recorded graphs hold their addresses."""
-    shapes, saved_shapes = ({name: tuple(t.shape) for name, t in side.items()} for side in (state, saved))
-    if differ := [name for name in shapes | saved_shapes if shapes.get(name) != saved_shapes.get(name)]:
-        name = differ[0]
-        refuse(f"the saved state does not fit: {name} is {saved_shapes.get(name)}, not {shapes.get(name)}")
+    for name in state | saved:
+        expected, found = (tuple(side[name].shape) if name in side else None for side in (state, saved))
+        if found != expected:
+            refuse(f"the saved state does not fit: {name} is {found}, not {expected}")
     for name, tensor in state.items():
         tensor.copy_(saved[name])
 
@@ -690,15 +696,15 @@ def find_checkpoint(args: Args, device: torch.device) -> tuple[list[Path], dict[
     """The folders and the content of the checkpoint to go on from; none if there is none."""
     candidates = [] if args.resume is None else [Path(args.resume).resolve()]
     if args.resume == "auto":
-        name = f"{args.env_id.replace('/', '_')}__{args.exp_name}__{args.seed}__"
+        name = f"{args.env_id.replace('/', '_')}__{args.exp_name}__{args.seed}__"  # no glob pattern: it may hold * or [
         found = [path for path in Path(args.run_dir).glob("*/checkpoint.pt") if path.parent.name.startswith(name)]
         candidates = sorted(found, key=lambda path: path.parent.name.rpartition("__")[2], reverse=True)
     for path in candidates:
         saved = load(path, "checkpoint", device, optional=args.resume == "auto")
         now, then = asdict(args), saved.get("args", {})  # empty for what another script has written
-        longer = now["total_timesteps"] >= then.get("total_timesteps", 0)
-        free = ("resume", "run_dir", "total_timesteps") if longer else ("resume", "run_dir")
-        names = [name for name in now if name not in free and now[name] != then.get(name)]
+        names = [name for name in now if now[name] != then.get(name) and name not in ("resume", "run_dir")]
+        if now["total_timesteps"] > then.get("total_timesteps", 0):  # a run may be made longer
+            names.remove("total_timesteps")
         if not names:
             first = path if path.is_dir() else path.parent
             return [first, *(first.parent / name for name in saved["folders"][1:])], saved
@@ -708,7 +714,7 @@ def find_checkpoint(args: Args, device: torch.device) -> tuple[list[Path], dict[
 
 
 def claim_folders(args: Args) -> list[Path]:
-    """A new folder per seed. The time in their name is moved on if another run has been faster."""
+    """A new folder per seed. The timestamp in their names moves on while another run has it."""
     stem, stamp = f"{args.env_id.replace('/', '_')}__{args.exp_name}", int(time.time())
     Path(args.run_dir).mkdir(parents=True, exist_ok=True)
     while True:
@@ -724,7 +730,7 @@ def claim_folders(args: Args) -> list[Path]:
 @contextlib.contextmanager
 def catch_signals() -> Iterator[list[int]]:
     """In here, Ctrl-C and SIGTERM put their number into the list, for the loop to look at. A third one ends the process
-    as ever: two come where a group of processes and then its parent's children are asked to end."""
+    as usual; not the second, since one request may arrive twice: through the process group and from the parent."""
     signals: list[int] = []
 
     def note(number: int, _: Any) -> None:
@@ -746,7 +752,7 @@ def catch_signals() -> Iterator[list[int]]:
 
 @torch.no_grad()
 def evaluate(
-    agent: "Agent", args: Args, num_episodes: int, step: int, frames: list[np.ndarray] | None = None, every: int = 1
+    agent: Agent, args: Args, num_episodes: int, step: int, frames: list[np.ndarray] | None = None, every: int = 1
 ) -> dict[str, np.ndarray]:
     """The first episode of each of `num_episodes` fresh environments per seed, by the deterministic action and the
     agent's frozen statistics. Arrays are [S, num_episodes]; `return` is the task's own, neither normalised nor
@@ -755,7 +761,7 @@ def evaluate(
     shape = (args.num_seeds, num_episodes)
     envs = make_envs(args, spaced_seeds(args, num_episodes, 1, step), None if frames is None else "rgb_array")
     totals = {name: np.zeros(shape) for name in ("return", "length", "x_velocity", "squared_action")}
-    running, (obs, _) = np.ones(shape, bool), envs.reset()
+    running, obs = np.ones(shape, bool), envs.reset()[0]
     while running.any():
         if frames is not None and totals["length"].max() % every == 0:
             frames.append(envs.render(env_ids=range(running.size)))
@@ -773,15 +779,15 @@ def evaluate(
     return totals | {name: totals[name] / totals["length"] for name in ("x_velocity", "squared_action")}
 
 
-def capture_video(agent: "Agent", args: Args, folders: list[Path]) -> None:
-    """One episode of each seed's agent, ten to twenty seconds long, to videos/ in its run folder. EnvPool only."""
+def capture_video(agent: Agent, args: Args, folders: list[Path]) -> None:
+    """One episode of each seed's agent, up to twenty seconds long, to videos/ in its run folder. EnvPool only."""
     lengths = evaluate(agent, args, 1, args.total_timesteps)["length"][:, 0].astype(int)  # the same episodes, unfilmed
     frames: list[np.ndarray] = []
     every = max(1, lengths.max() // 250)
     evaluate(agent, args, 1, args.total_timesteps, frames, every)
     stride, options = (2, {"duration": 40, "loop": 0}) if args.capture_video == "gif" else (1, {"fps": 25})
     for k, folder in enumerate(folders):
-        film = [frame[k][::stride, ::stride] for frame in frames[: -(-lengths[k] // every)]]
+        film = [frame[k][::stride, ::stride] for i, frame in enumerate(frames) if i * every < lengths[k]]
         path = folder / "videos" / f"episode.{args.capture_video}"
         path.parent.mkdir(exist_ok=True)
         imageio.mimsave(path, film, **options)
@@ -796,7 +802,7 @@ def evaluate_saved(args: Args) -> None:
     kept = {name: getattr(args, name) for name in ("device", "env_threads", "final_eval_episodes", "capture_video")}
     args = Args(**saved["args"] | kept | {"env_kwargs": saved["args"]["env_kwargs"] | args.env_kwargs})
     envs = make_envs(args, [0])
-    check_spaces(envs, args, gymnasium.Space)
+    check_task(envs, args, gymnasium.Space)
     agent = Agent(envs.single_observation_space, envs.single_action_space, args).to(device)
     restore(agent.state_dict(), saved["agent"])
     episodes = evaluate(agent, args, args.final_eval_episodes, args.total_timesteps)
@@ -849,11 +855,12 @@ def optimizer_state(optimizer: torch.optim.Optimizer, name: str) -> dict[str, Te
 
 
 def main() -> None:
-    """The command line. Where the machine says no (a full disk, a folder that cannot be made, too little memory), that
-    is one line as well."""
+    """The command line. What the machine refuses (a full disk, a folder that cannot be made, too little memory) is one
+    line as well."""
     args = tyro.cli(Args)
+    run = train if args.evaluate is None else evaluate_saved
     try:
-        evaluate_saved(args) if args.evaluate is not None else train(args)
+        run(args)
     except (OSError, MemoryError, RuntimeError) as error:
         words = ("allocate", "size calculation", "out of memory")
         if isinstance(error, RuntimeError) and not any(word in str(error) for word in words):

@@ -5,7 +5,7 @@
 """Trust Region Policy Optimization (Schulman et al., 2015, arXiv:1502.05477).
 
 The idea: what matters about a step is how far it moves the policy, not how far it moves the parameters. So measure the
-step by KL divergence, go in the direction that gains most per unit of it, and no further than a batch can vouch for.
+step by KL divergence, go in the direction that gains most per unit of it, and no further than the batch supports.
 
     J = E[ sum_t gamma^t r_t ]                                               objective
     max_theta  L(theta) = E_old[ ratio * A ],  ratio = pi(a|s) / pi_old(a|s)           eq. 14, with A for its Q
@@ -15,14 +15,14 @@ step by KL divergence, go in the direction that gains most per unit of it, and n
     theta = theta_old + sqrt(2 * target_kl / x^T F x) * x                    scaled to the region
     F x = g is solved by conjugate gradient from products F v alone          appendix C, conjugate_gradient
     F v = grad( (grad KL)^T v ) = D^T M D v                                  fisher_product: D = d outputs / d theta,
-                                                                             M = Hessian of the KL by the outputs
+                                                                             M = Hessian of the KL in the outputs
     then backtrack until L has improved and the KL is within target_kl       line_search
     A_t = sum_l (gamma * lambda)^l delta_{t+l}                               compute_gae
     delta_t = r_t + gamma * (1 - terminated_t) * V(s_{t+1}) - V(s_t)         TD error
     V: min E[ (V - (A + V_old))^2 ] / 2                                      update_critic
 
 Importance sampling corrects the actions only, and its variance grows as pi leaves pi_old; states are still those of
-pi_old. So L tells the truth only near it: hence the region.
+pi_old. So L is accurate only near pi_old: hence the region.
 
     python algos/trpo.py --env-id Walker2d-v4
     python algos/trpo.py --env-id CartPole-v1 --num-seeds 5                                # discrete actions
@@ -32,24 +32,23 @@ Details that matter:
  1. Seed axis: every tensor of a network is [S, ...] and one batched product trains S independent agents. Conjugate
     gradient, step and line search are per seed, on vectors [S, P] of all the policy's parameters.
  2. Next-step auto-reset: the step after `done` ignores its action and returns the first observation of the new
-    episode. That row is no transition: `valid` masks it out of every loss and statistic.
- 3. obs[t + 1] is the true next observation of every valid row, the last of an episode included. So truncation
+    episode. That row is not a transition: `valid` masks it out of every loss and statistic.
+ 3. obs[t + 1] is the true next observation of every valid row, including an episode's last. So truncation
     bootstraps from V(obs[t + 1]); termination does not; the trace of GAE is cut at both.
- 4. The number of conjugate gradient iterations is fixed and a division by 0 gives 0: once it has converged it stands
-    still. cg_damping * I is added to F, or directions that hardly change the policy would get huge steps. It counts in
-    x^T F x too, so the whole step's KL is some 0.6 to 0.9 of target_kl on MuJoCo tasks.
+ 4. The number of conjugate gradient iterations is fixed and a division by 0 gives 0: after convergence, further ones
+    change nothing. cg_damping * I is added to F, or directions that hardly change the policy would get huge steps. It
+    counts in x^T F x too, so the whole step's KL is about 0.6 to 0.9 of target_kl on MuJoCo tasks.
  5. So the line search is a safeguard, and seldom shortens a step (losses/step_length stays 1). The longest good
-    candidate is taken; where none is good, the parameters stay exactly as they were (losses/accepted is 0). On CUDA all
-    candidates are further members of the seed axis, judged by one forward pass; on a CPU they are judged one by one.
+    candidate is taken; where none is good, the parameters stay exactly as they were (losses/accepted is 0).
  6. Observations are centred and divided by their running standard deviation, whose statistics take in a batch only
     after its update. Rewards are not centred, but divided by the running standard deviation of an episode's discounted
     sum of rewards so far, this batch included. Both are clipped to +-10. Evaluation freezes the statistics and reports
     the task's own return.
- 7. A policy is a softmax over actions or a normal, whichever the task takes. The unit of a normal is half the action
-    range; actions are scaled and clipped to the task's bounds for the simulator only; the log-probability is that of
-    the unclipped action. The normal's standard deviation sigma has a floor: the gradient of the mean grows like
-    1 / sigma, and when advantages are only noise, that ruins a perfect policy. The line search knows of the floor.
-Deviations from the paper (in brackets what it has): 6, 7, a damped F, GAE (Monte Carlo returns), normalised advantages,
+ 7. A policy is a softmax over actions or a normal, depending on the action space. The unit of a normal is half the
+    action range; actions are scaled and clipped to the task's bounds for the simulator only; the log-probability is
+    that of the unclipped action. The normal's standard deviation sigma has a floor: the gradient of the mean grows like
+    1 / sigma, and when advantages are only noise, that ruins a perfect policy. The line search respects the floor.
+Deviations from the paper (the paper's in brackets): 6, 7, a damped F, GAE (Monte Carlo returns), normalised advantages,
 a value function fitted by epochs of Adam, 2,048 steps an iteration (50,000 or more), two hidden layers of 64 units (one
 of 30 or 50), orthogonal initialisation.
 """
@@ -101,8 +100,8 @@ class Args:
     num_seeds: int = 1  # agents trained side by side, independent of each other
     total_timesteps: int = 1_000_000  # environment steps per seed, reset rows included
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes CUDA where there is one
-    resume: str | None = None  # a run folder to go on from, or auto: the newest of the same command, if there is one
-    evaluate: str | None = None  # a run folder (or agent.pt): evaluate its agent, train nothing
+    resume: str | None = None  # run folder to resume, or auto: the newest of the same command, if there is one
+    evaluate: str | None = None  # run folder (or agent.pt) whose agent to evaluate, without training
 
     # Environment
     env_id: str = "Walker2d-v4"  # task, as EnvPool names it
@@ -123,13 +122,13 @@ class Args:
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     value_epochs: int = 5  # passes of the value function over the batch per iteration
     num_minibatches: int = 8  # minibatches per pass
-    hidden_size: int = 64  # units in each of the two hidden layers; with 0 there are none, and all is linear
+    hidden_size: int = 64  # units in each of the two hidden layers; 0 is none: linear
     log_std_init: float = -0.5  # logarithm of the initial standard deviation, in units of half the action range
     log_std_min: float = -1.5  # floor of that logarithm
 
     # Speed
     env_threads: int = 0  # threads of EnvPool; 0 is one per core
-    torch_threads: int = 0  # threads of torch on a CPU; 0 is one per core; more than are free slow everything down
+    torch_threads: int = 0  # threads of torch on a CPU; 0 is one per core; more than there are free cores slow it down
     cuda_graphs: bool = True  # on CUDA, replay recorded graphs instead of launching kernel by kernel
     compile: bool = False  # torch.compile the gradient step, for CUDA (a CPU gains nothing): a minute more at the start
 
@@ -222,7 +221,7 @@ class Agent(nn.Module):
         return list(self.actor.parameters()) + ([] if self.discrete else [self.log_std])
 
     def policy_of(self, parameters: list[Tensor], obs: Tensor) -> tuple[Tensor, ...]:
-        """The policy with these in place of its own parameters, [M, ...] each, for normalised obs [M, B, D]."""
+        """The policy with these in place of its own parameters, [S, ...] each, for normalised obs [S, B, D]."""
         names = [name for name, _ in self.actor.named_parameters()]
         layers, others = dict(zip(names, parameters, strict=False)), parameters[len(names) :]
         return (torch.func.functional_call(self.actor, layers, obs), *others)
@@ -272,7 +271,7 @@ class RunningMeanStd(nn.Module):
 
 def sample(policy: tuple[Tensor, ...]) -> Tensor:
     """An action of each row, [S, B, A]."""
-    if len(policy) == 1:  # the argmax of logits plus Gumbel noise is a draw from their softmax
+    if len(policy) == 1:  # -log of an exponential draw is Gumbel noise, and argmax(logits + Gumbel) a softmax draw
         return (policy[0] - torch.empty_like(policy[0]).exponential_().log()).argmax(-1, keepdim=True).float()
     mean, log_std = policy
     return mean + log_std.exp() * torch.randn_like(mean)
@@ -313,7 +312,7 @@ def sum_rows(x: Tensor) -> Tensor:
 
 
 def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
-    """Mean over the valid rows of each seed: [S, B] to [S]."""
+    """Mean over the valid rows of each seed: [S, B, ...] to [S, ...]."""
     return sum_rows(torch.where(valid, x, 0.0)) / sum_rows(valid).clamp(min=1)
 
 
@@ -368,7 +367,7 @@ def compute_targets(agent: Agent, rollout: dict[str, Tensor], carry: Tensor, arg
         centred = batch["advantages"] - masked_mean(batch["advantages"], valid)[:, None]
         batch["advantages"] = centred / (masked_var(centred, valid).sqrt()[:, None] + 1e-8)
     # Losses mask reset rows. They are set to 0 here as well, because in a gradient 0 * inf is NaN.
-    batch = {name: torch.where(valid.view(valid.shape + (1,) * (x.dim() - 2)), x, 0) for name, x in batch.items()}
+    batch = {name: torch.where(valid if x.dim() == 2 else valid[..., None], x, 0) for name, x in batch.items()}
     return batch | {"valid": valid}
 
 
@@ -389,7 +388,7 @@ def fisher_product(
     """The product v -> (F + damping * I) v, [S, P], F the Hessian of the mean KL, [S], at the old parameters. There the
     gradient of the KL is 0, and F = D^T M D: D the Jacobian of the policy's outputs, M the Hessian of the KL by these.
     The three in turn cost about half of grad((grad KL)^T v), whose other terms are 0."""
-    kl_gradient = torch.autograd.grad(kl.sum(), policy, create_graph=True)  # by the outputs
+    kl_gradient = torch.autograd.grad(kl.sum(), policy, create_graph=True)  # with respect to the outputs
     u = tuple(torch.zeros_like(part, requires_grad=True) for part in policy)
     vjp = flatten(torch.autograd.grad(policy, parameters, u, create_graph=True))  # D^T u, linear in u
 
@@ -418,29 +417,23 @@ def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, iteration
 
 @torch.no_grad()
 def line_search(
-    agent: Agent, step: Tensor, old_policy: tuple[Tensor, ...], batch: dict[str, Tensor], args: Args, at_once: int
+    agent: Agent, step: Tensor, old_policy: tuple[Tensor, ...], batch: dict[str, Tensor], args: Args
 ) -> tuple[Tensor, Tensor]:
     """The longest of the candidates theta_old + decay^j * step, [S, P], that improves the surrogate and keeps the KL
-    within target_kl, and its decay^j, [S]; theta_old and 0 where there is none. Judges `at_once` candidates in one
-    forward pass, and no more passes than it takes until every seed has its own."""
-    lengths = args.line_search_decay ** torch.arange(args.line_search_steps, device=step.device)
-    theta_old, seeds = flatten(agent.policy_parameters()), torch.arange(len(step), device=step.device)
+    within target_kl, and its decay^j, [S]; theta_old and 0 where there is none."""
+    valid, parameters = batch["valid"], agent.policy_parameters()
+    theta_old, old_log_prob = flatten(parameters), log_prob(batch["actions"], old_policy)
     theta, length = theta_old, torch.zeros_like(step[:, 0])
-    old_log_prob = log_prob(batch["actions"], old_policy)
-    for some in lengths.split(at_once):
-        K = len(some)
-        candidates = theta_old + some[:, None, None] * step  # [K, S, P]
-        obs, actions, *old = (x.repeat(K, 1, 1) for x in (batch["obs"], batch["actions"], *old_policy))  # [K * S, B, .]
-        policy = agent.policy_of(unflatten(candidates.flatten(0, 1), agent.policy_parameters()), obs)
-        ratio = (log_prob(actions, policy) - old_log_prob.repeat(K, 1)).exp()
-        valid = batch["valid"].repeat(K, 1)
-        gain = masked_mean((ratio - 1) * batch["advantages"].repeat(K, 1), valid).unflatten(0, (K, -1))
-        kl = masked_mean(kl_divergence(tuple(old), policy), valid).unflatten(0, (K, -1))
+    for decay in args.line_search_decay ** torch.arange(args.line_search_steps, device=step.device):
+        candidate = theta_old + decay * step
+        policy = agent.policy_of(unflatten(candidate, parameters), batch["obs"])
+        ratio = (log_prob(batch["actions"], policy) - old_log_prob).exp()
+        gain = masked_mean((ratio - 1) * batch["advantages"], valid)
+        kl = masked_mean(kl_divergence(old_policy, policy), valid)
         good = (gain > 0) & (kl <= args.target_kl) & (length == 0)  # false for NaN and where a longer one was good
-        first, found = good.float().argmax(0), good.any(0)
-        theta = torch.where(found[:, None], candidates[first, seeds], theta)
-        length = torch.where(found, some[first], length)
-        if len(lengths) > K and length.all():
+        theta = torch.where(good[:, None], candidate, theta)
+        length = torch.where(good, decay, length)
+        if not step.is_cuda and length.all():  # a recorded graph cannot stop early
             break
     return theta, length
 
@@ -464,12 +457,10 @@ def update_policy(agent: Agent, batch: dict[str, Tensor], args: Args) -> dict[st
     scale = torch.where(curvature > 0, (2 * args.target_kl / curvature).sqrt(), 0.0)  # a gradient of 0: no step
     step = scale[:, None] * direction
     if not agent.discrete:  # log_std is the vector's end; a step that leads below its floor ends there
-        ends = step[:, -agent.action_dim :]
-        ends.copy_(torch.maximum(ends, args.log_std_min - agent.log_std.detach().squeeze(1)))
+        step[:, -agent.action_dim :].clamp_(min=args.log_std_min - agent.log_std.detach().squeeze(1))
     with torch.no_grad():
         if args.line_search_steps:
-            at_once = args.line_search_steps if step.is_cuda else 1  # a graph cannot stop early
-            theta, length = line_search(agent, step, old_policy, batch, args, at_once)
+            theta, length = line_search(agent, step, old_policy, batch, args)
         else:
             length = step.isfinite().all(1).float()
             theta = torch.where(length[:, None] > 0, flatten(parameters) + step, flatten(parameters))
@@ -507,7 +498,7 @@ def train(args: Args) -> list[Path]:
     folders, saved = find_checkpoint(args, device)
     step = saved["global_step"] if saved else 0
     envs = make_envs(args, spaced_seeds(args, N, 0, step))  # a simulator cannot be saved: resuming starts new episodes
-    check_spaces(envs, args, gymnasium.spaces.Box, gymnasium.spaces.Discrete)
+    check_task(envs, args, gymnasium.spaces.Box, gymnasium.spaces.Discrete)
     action_space = envs.single_action_space
     agent = Agent(envs.single_observation_space, action_space, args).to(device)
     learning_rate = torch.tensor(args.learning_rate, device=device)  # a tensor: a CUDA graph would freeze a number
@@ -565,7 +556,8 @@ def train(args: Args) -> list[Path]:
     torch._foreach_zero_([carry, *losses.values()])  # drop what the warm-up left
     torch.manual_seed(spaced_seeds(args, 1, 2, step)[0])  # noise and minibatches of all seeds come from one stream
 
-    next_obs, done, iterations, stop, saved_at = envs.reset()[0], np.zeros((S, N), bool), 0, False, time.perf_counter()
+    next_obs, done = envs.reset()[0], np.zeros((S, N), bool)
+    iterations, stop, saved_at = 0, False, time.perf_counter()
     with catch_signals() as signals:
         while step < last and len(failed) < S and not stop:
             # Collect T steps of every environment
@@ -605,7 +597,7 @@ def train(args: Args) -> list[Path]:
                 log.report(step, seconds, means, returns)
                 torch._foreach_zero_(list(losses.values()))
                 iterations = 0
-            stop = bool(signals)
+            stop = bool(signals)  # looked at once: the loop never ends without a checkpoint
             if stop or step == last or time.perf_counter() - saved_at > args.checkpoint_seconds:
                 failed = save_run(args, log, agent, state, step)
                 saved_at = time.perf_counter()
@@ -635,19 +627,20 @@ def refuse(message: str, error: BaseException | None = None) -> NoReturn:
     raise SystemExit(2)
 
 
-def check_ranges(args: "Args") -> None:
+def check_ranges(args: Args) -> None:
     """Refuse what no training can use: sizes below 1, negative or infinite coefficients, NaN."""
+    ranges = {"gamma": (0, 1), "gae_lambda": (0, 1), "tau": (0, 1)}
+    ranges |= {"log_std_init": (-99, 2**53), "log_std_min": (-99, 2**53)}
+    ranges |= {"seed": (0, 2**53), "total_timesteps": (1, 2**53), "learning_starts": (1, 2**53)}
+    ranges |= {"env_threads": (0, 2**10), "torch_threads": (0, 2**10), "utd_ratio": (0, 2**10)}
+    ranges |= {"num_evaluations": (0, 2**20), "line_search_steps": (0, 2**20), "hidden_size": (0, 2**20)}
+    ranges |= {"buffer_size": (1, 2**24)}  # rows are drawn by a float32, which has 24 bits
     for name, value in vars(args).items():
-        from_0 = name in ("seed", "env_threads", "torch_threads", "num_evaluations", "line_search_steps", "hidden_size")
-        lowest = -99 if name.startswith("log_std") else 1 if type(value) is int and not from_0 else 0
-        amount = type(value) is float or name in ("seed", "total_timesteps", "learning_starts")
-        highest = 1 if name in ("gamma", "gae_lambda", "tau") else 2**53 if amount else 2**20
-        highest = 2**10 if name in ("env_threads", "torch_threads", "utd_ratio") else highest
-        highest = 2**24 if name == "buffer_size" else highest  # rows are drawn by a float32, which has 24 bits
+        lowest, highest = ranges.get(name, (1, 2**20) if Args.__annotations__[name] is int else (0, 2**53))
         if type(value) in (int, float) and not lowest <= value <= highest:
             refuse(f"{name} = {value} is out of range")
         if name in ("exp_name", "run_dir") and not (value.isprintable() and (name == "run_dir" or "/" not in value)):
-            refuse(f"{name} = {value!r} is no name of a folder")
+            refuse(f"{name} = {value!r} is not a folder name")
         if name in ("num_envs", "eval_episodes", "final_eval_episodes") and args.num_seeds * value > 2**16:
             refuse(f"{name} = {value} for each of {args.num_seeds} seeds: a pool takes 65536 environments")
     if args.capture_video and not HAS_EGL:
@@ -655,18 +648,19 @@ def check_ranges(args: "Args") -> None:
     if getattr(args, "log_std_init", 0) < getattr(args, "log_std_min", -99):
         refuse(f"log_std_init = {args.log_std_init} is below log_std_min = {args.log_std_min}")
     if args.trained_timesteps < 1:
-        refuse(f"total_timesteps = {args.total_timesteps} is less than one rollout")
+        refuse(f"total_timesteps = {args.total_timesteps} is less than one iteration")
 
 
 def usable_cores() -> int:
-    """Those that this process may use: a batch system may have given it a few of the machine's."""
+    """The cores that this process may use, which a batch scheduler may have limited."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def select_device(args: Args) -> torch.device:
     torch.set_num_threads(args.torch_threads or usable_cores())
     try:
-        device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        best = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(best if args.device == "auto" else args.device)
         if device.type not in ("cpu", "cuda"):
             refuse(f"device {args.device!r} is neither a CPU nor a CUDA device")
         torch.zeros(1, device=device)
@@ -675,7 +669,7 @@ def select_device(args: Args) -> torch.device:
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)  # graphs are captured on the current device
     if device.type == "cpu":
-        torch.set_flush_denormal(True)  # where a gradient stays 0, Adam's moments decay to what a CPU is slow at
+        torch.set_flush_denormal(True)  # where a gradient stays 0, Adam's moments decay to denormals, slow on a CPU
         if sys.platform == "linux":  # keep freed memory: page faults can take half of an update
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
@@ -718,19 +712,20 @@ def make_envs(args: Args, env_seeds: list[int], render_mode: str | None = None) 
 
 
 def spaced_seeds(args: Args, num_envs: int, *stream: int) -> list[int]:
-    """`num_envs` environment seeds per agent. Neighbouring seeds share none, nor do two streams of the same seed."""
+    """`num_envs` environment seeds per agent. Neighbouring seeds share none, nor do two streams of the same seed: 0, 1
+    or 2 (training, evaluation, noise) and the step at which it starts."""
     sequences = [np.random.SeedSequence((args.seed + k, *stream)) for k in range(args.num_seeds)]
     return np.concatenate([sequence.generate_state(num_envs) >> 1 for sequence in sequences]).tolist()  # int32
 
 
 def as_actions(actions: np.ndarray, space: gymnasium.Space) -> np.ndarray:
-    """Actions, a row for each environment, in the shape and type of the task's own, and within its bounds, over which
-    float32 may have rounded them."""
+    """Actions, a row for each environment, in the shape and type of the task's own, clipped to its bounds, which
+    float32 rounding may have overstepped."""
     actions = actions.reshape(-1, *space.shape).astype(space.dtype)
     return actions.clip(space.low, space.high) if isinstance(space, gymnasium.spaces.Box) else actions
 
 
-def check_spaces(envs: Any, args: Args, *action_types: type) -> None:
+def check_task(envs: Any, args: Args, *action_types: type) -> None:
     names = " or ".join(kind.__name__ for kind in action_types)
     if not isinstance(envs.single_observation_space, gymnasium.spaces.Box):
         refuse(f"{args.env_id} observes a {type(envs.single_observation_space).__name__}; this script takes Box")
@@ -781,9 +776,9 @@ class RunLog:
     def __init__(self, args: Args, device: torch.device, folders: list[Path], saved: dict[str, Any] | None) -> None:
         S, total = args.num_seeds, args.trained_timesteps
         self.running = np.zeros((2, S, args.num_envs))  # return and length of the episodes under way
-        new = {"global_step": 0, "seconds": 0.0, "rows": [[] for _ in folders], "episodes": [[] for _ in folders]}
-        step, self.seconds, self.rows, episodes = ((saved or new)[name] for name in new)
-        self.episodes = [deque(finished, maxlen=100) for finished in episodes]  # return and length of the last 100
+        start = saved or {"global_step": 0, "seconds": 0.0, "rows": [[] for _ in folders], "episodes": [[]] * S}
+        step, self.seconds, self.rows = start["global_step"], start["seconds"], start["rows"]
+        self.episodes = [deque(own, maxlen=100) for own in start["episodes"]]  # return and length of the last 100
         self.folders, self.step, self.since = folders, step, time.perf_counter()
         git = "git describe --always --dirty --abbrev=40 --exclude='*'"  # says nothing without git or a repository
         described = subprocess.run(git, shell=True, cwd=Path(__file__).parent, capture_output=True, text=True)
@@ -810,7 +805,7 @@ class RunLog:
     def count(self, rewards: np.ndarray, done: np.ndarray, valid: np.ndarray) -> None:
         """Take in one step of all environments for the episode statistics; arrays are [S, N]."""
         self.running += np.stack([np.where(valid, rewards, 0.0), valid])
-        for k, env in zip(*done.nonzero(), strict=True):
+        for k, env in np.argwhere(done):
             self.episodes[k].append(self.running[:, k, env].tolist())
         self.running[:, done] = 0.0
 
@@ -856,7 +851,7 @@ def save(path: Path, kind: str, **content: Any) -> None:
     with replacing(path) as beside, open(beside, "wb") as file:
         try:
             torch.save({"kind": f"{Path(__file__).stem} {kind}", **content}, file)
-        except RuntimeError as error:  # which hides that of a full disk
+        except RuntimeError as error:  # torch's own, raised while handling that of a full disk
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
@@ -878,10 +873,10 @@ def load(path: Path, kind: str, device: torch.device, optional: bool = False) ->
 
 def restore(state: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
     """Copy `saved` into the tensors of `state`, in place: recorded graphs hold their addresses."""
-    shapes, saved_shapes = ({name: tuple(t.shape) for name, t in side.items()} for side in (state, saved))
-    if differ := [name for name in shapes | saved_shapes if shapes.get(name) != saved_shapes.get(name)]:
-        name = differ[0]
-        refuse(f"the saved state does not fit: {name} is {saved_shapes.get(name)}, not {shapes.get(name)}")
+    for name in state | saved:
+        expected, found = (tuple(side[name].shape) if name in side else None for side in (state, saved))
+        if found != expected:
+            refuse(f"the saved state does not fit: {name} is {found}, not {expected}")
     for name, tensor in state.items():
         tensor.copy_(saved[name])
 
@@ -913,15 +908,15 @@ def find_checkpoint(args: Args, device: torch.device) -> tuple[list[Path], dict[
     """The folders and the content of the checkpoint to go on from; none if there is none."""
     candidates = [] if args.resume is None else [Path(args.resume).resolve()]
     if args.resume == "auto":
-        name = f"{args.env_id.replace('/', '_')}__{args.exp_name}__{args.seed}__"
+        name = f"{args.env_id.replace('/', '_')}__{args.exp_name}__{args.seed}__"  # no glob pattern: it may hold * or [
         found = [path for path in Path(args.run_dir).glob("*/checkpoint.pt") if path.parent.name.startswith(name)]
         candidates = sorted(found, key=lambda path: path.parent.name.rpartition("__")[2], reverse=True)
     for path in candidates:
         saved = load(path, "checkpoint", device, optional=args.resume == "auto")
         now, then = asdict(args), saved.get("args", {})  # empty for what another script has written
-        longer = now["total_timesteps"] >= then.get("total_timesteps", 0)
-        free = ("resume", "run_dir", "total_timesteps") if longer else ("resume", "run_dir")
-        names = [name for name in now if name not in free and now[name] != then.get(name)]
+        names = [name for name in now if now[name] != then.get(name) and name not in ("resume", "run_dir")]
+        if now["total_timesteps"] > then.get("total_timesteps", 0):  # a run may be made longer
+            names.remove("total_timesteps")
         if not names:
             first = path if path.is_dir() else path.parent
             return [first, *(first.parent / name for name in saved["folders"][1:])], saved
@@ -931,7 +926,7 @@ def find_checkpoint(args: Args, device: torch.device) -> tuple[list[Path], dict[
 
 
 def claim_folders(args: Args) -> list[Path]:
-    """A new folder per seed. The time in their name is moved on if another run has been faster."""
+    """A new folder per seed. The timestamp in their names moves on while another run has it."""
     stem, stamp = f"{args.env_id.replace('/', '_')}__{args.exp_name}", int(time.time())
     Path(args.run_dir).mkdir(parents=True, exist_ok=True)
     while True:
@@ -947,7 +942,7 @@ def claim_folders(args: Args) -> list[Path]:
 @contextlib.contextmanager
 def catch_signals() -> Iterator[list[int]]:
     """In here, Ctrl-C and SIGTERM put their number into the list, for the loop to look at. A third one ends the process
-    as ever: two come where a group of processes and then its parent's children are asked to end."""
+    as usual; not the second, since one request may arrive twice: through the process group and from the parent."""
     signals: list[int] = []
 
     def note(number: int, _: Any) -> None:
@@ -969,7 +964,7 @@ def catch_signals() -> Iterator[list[int]]:
 
 @torch.no_grad()
 def evaluate(
-    agent: "Agent", args: Args, num_episodes: int, step: int, frames: list[np.ndarray] | None = None, every: int = 1
+    agent: Agent, args: Args, num_episodes: int, step: int, frames: list[np.ndarray] | None = None, every: int = 1
 ) -> dict[str, np.ndarray]:
     """The first episode of each of `num_episodes` fresh environments per seed, by the deterministic action and the
     agent's frozen statistics. Arrays are [S, num_episodes]; `return` is the task's own, neither normalised nor
@@ -978,7 +973,7 @@ def evaluate(
     shape = (args.num_seeds, num_episodes)
     envs = make_envs(args, spaced_seeds(args, num_episodes, 1, step), None if frames is None else "rgb_array")
     totals = {name: np.zeros(shape) for name in ("return", "length", "x_velocity", "squared_action")}
-    running, (obs, _) = np.ones(shape, bool), envs.reset()
+    running, obs = np.ones(shape, bool), envs.reset()[0]
     while running.any():
         if frames is not None and totals["length"].max() % every == 0:
             frames.append(envs.render(env_ids=range(running.size)))
@@ -996,15 +991,15 @@ def evaluate(
     return totals | {name: totals[name] / totals["length"] for name in ("x_velocity", "squared_action")}
 
 
-def capture_video(agent: "Agent", args: Args, folders: list[Path]) -> None:
-    """One episode of each seed's agent, ten to twenty seconds long, to videos/ in its run folder. EnvPool only."""
+def capture_video(agent: Agent, args: Args, folders: list[Path]) -> None:
+    """One episode of each seed's agent, up to twenty seconds long, to videos/ in its run folder. EnvPool only."""
     lengths = evaluate(agent, args, 1, args.total_timesteps)["length"][:, 0].astype(int)  # the same episodes, unfilmed
     frames: list[np.ndarray] = []
     every = max(1, lengths.max() // 250)
     evaluate(agent, args, 1, args.total_timesteps, frames, every)
     stride, options = (2, {"duration": 40, "loop": 0}) if args.capture_video == "gif" else (1, {"fps": 25})
     for k, folder in enumerate(folders):
-        film = [frame[k][::stride, ::stride] for frame in frames[: -(-lengths[k] // every)]]
+        film = [frame[k][::stride, ::stride] for i, frame in enumerate(frames) if i * every < lengths[k]]
         path = folder / "videos" / f"episode.{args.capture_video}"
         path.parent.mkdir(exist_ok=True)
         imageio.mimsave(path, film, **options)
@@ -1019,7 +1014,7 @@ def evaluate_saved(args: Args) -> None:
     kept = {name: getattr(args, name) for name in ("device", "env_threads", "final_eval_episodes", "capture_video")}
     args = Args(**saved["args"] | kept | {"env_kwargs": saved["args"]["env_kwargs"] | args.env_kwargs})
     envs = make_envs(args, [0])
-    check_spaces(envs, args, gymnasium.Space)
+    check_task(envs, args, gymnasium.Space)
     agent = Agent(envs.single_observation_space, envs.single_action_space, args).to(device)
     restore(agent.state_dict(), saved["agent"])
     episodes = evaluate(agent, args, args.final_eval_episodes, args.total_timesteps)
@@ -1072,11 +1067,12 @@ def optimizer_state(optimizer: torch.optim.Optimizer, name: str) -> dict[str, Te
 
 
 def main() -> None:
-    """The command line. Where the machine says no (a full disk, a folder that cannot be made, too little memory), that
-    is one line as well."""
+    """The command line. What the machine refuses (a full disk, a folder that cannot be made, too little memory) is one
+    line as well."""
     args = tyro.cli(Args)
+    run = train if args.evaluate is None else evaluate_saved
     try:
-        evaluate_saved(args) if args.evaluate is not None else train(args)
+        run(args)
     except (OSError, MemoryError, RuntimeError) as error:
         words = ("allocate", "size calculation", "out of memory")
         if isinstance(error, RuntimeError) and not any(word in str(error) for word in words):

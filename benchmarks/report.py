@@ -1,17 +1,16 @@
-"""Rebuild, offline, what the README shows of the results: the table of final returns and the learning curves.
+"""Rebuild, offline, what README.md and benchmarks/README.md show of the results: tables, numbers and figures.
 
-python benchmarks/report.py            # writes the figures and the README's section
+python benchmarks/report.py            # writes the figures and the sections
 python benchmarks/report.py --check    # writes nothing; status 1 if the committed files are not what the data gives, or
                                        # a script no longer computes what its results came from (--no-fingerprints: only
                                        # the first, at once; with it some seconds per script)
 python benchmarks/report.py --compare runs/A runs/B     # is B better than A? Folders of run folders, or of results
 
 Protocol: the final evaluation, not the best; deterministic action, frozen statistics, 100 fresh episodes per seed; the
-same defaults for all tasks; seeds 1 to 5, with defaults chosen on others (the exceptions: results/search/README.md). A
-mean over seeds comes with Student's t interval at 95 %. Welch's t test compares it with a published mean whose source
-has a standard deviation over seeds, a one-sample t test with one that has none; p-values carry Holm's correction for
-the number of tests. Over tasks: returns normalised between the random policy (0) and the best published mean of any
-algorithm (1), intervals by stratified bootstrap of the seeds, with a fixed seed of its own.
+same defaults for all tasks. A mean over seeds comes with Student's t interval at 95 %. Welch's t test compares it with
+a published mean whose source has a standard deviation over seeds, with Holm's correction for the number of tests. Over
+tasks: returns normalised between the random policy (0) and the best published mean of any of the six algorithms (1),
+intervals by stratified bootstrap of the seeds, with a fixed seed of its own.
 """
 
 import csv
@@ -38,25 +37,16 @@ import matplotlib.pyplot as plt
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
-BEGIN, END = "<!-- results: benchmarks/report.py writes what is between -->", "<!-- end of results -->"
-BEGIN_HEADLINE = "<!-- headline: benchmarks/report.py writes what is between -->"
-END_HEADLINE = "<!-- end of headline -->"
-BEGIN_SHORTER = "<!-- shorter runs: benchmarks/report.py writes what is between -->"
-END_SHORTER = "<!-- end of shorter runs -->"
-BEGIN_BEHAVIOURS = "<!-- behaviours: benchmarks/report.py writes what is between -->"
-END_BEHAVIOURS = "<!-- end of behaviours -->"
-BEGIN_VARIANCE = "<!-- variance: benchmarks/report.py writes what is between -->"
-END_VARIANCE = "<!-- end of variance -->"
-BEGIN_SPEED, END_SPEED = "<!-- speed: benchmarks/report.py writes what is between -->", "<!-- end of speed -->"
+DETAILS = HERE / "README.md"
 PUBLISHED_NAME = {"ppo_continuous": "ppo"}
 ALGOS = ("ppo_continuous", "trpo", "a2c", "reinforce", "sac", "ddpg")
 STEPS = 1_000_000  # of the table, per seed
 OF_A_CELL = OF_THE_MACHINE | {"env_id", "device", "cuda_graphs", "compile", "save_replay"}  # may differ in the table
-ESTIMATORS = {  # of variance.py: where the trainings with them are
-    "whole return R(tau)": "whole_return",
-    "reward-to-go": "reward_to_go",
-    "less a moving average": "moving_average",
-    "less a learned V(s)": "learned_value",
+ESTIMATORS = {  # of variance.py: where in the results the trainings with them are
+    "whole return R(tau)": "estimators/whole_return",
+    "reward-to-go": "estimators/reward_to_go",
+    "minus a moving average": "estimators/moving_average",
+    "minus a learned V(s)": "shorter",  # the default
 }
 
 
@@ -65,7 +55,8 @@ class Args:
     check: bool = False  # compare with the committed files instead of writing them
     fingerprints: bool = True  # with check, also run the scripts for a moment, to tell which results are stale
     compare: tuple[Path, Path] | None = None  # only compare the runs in two folders, the second with the first
-    readme: Path = README  # whose sections are written
+    readme: Path = README  # the front page, whose sections are written
+    details: Path = DETAILS  # and the page with the rest of the numbers
     results: Path = HERE / "results"  # what run.py gathered
     figures: Path = HERE / "figures"  # where the curves go
 
@@ -138,10 +129,11 @@ class Cell:
     task: str
     final: np.ndarray  # final return of each seed
     bar: Bar
-    alike: np.ndarray  # what compares like for like: the last 100 training episodes of each seed if the bar is of
-    # sampled actions, else `final`
+    alike: np.ndarray  # what compares like for like: where the bar is of sampled actions, the final policy's return by
+    # these, or the last 100 training episodes' if that was not measured; else `final`
+    measured: bool  # by sampled actions
     half: float  # half the width of the interval of mean(final) - bar
-    p: float  # of stats.against, with Holm's correction for the number of tests
+    p: float  # of stats.against, with Holm's correction for the number of tests; NaN if the bar has no deviation
     p_alike: float  # the same of `alike`
 
     @property
@@ -157,14 +149,24 @@ def all_cells(results: dict[str, dict[str, dict]]) -> list[Cell]:
     bars, cells = published(), []
     for algo, task in ((algo, task) for algo, tasks in results.items() for task in tasks):
         seeds, bar = results[algo][task], bars.get((PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0]), Bar())
-        final, training = final_returns(seeds), np.array([own["episodic_return"][-1] for own in seeds.values()])
-        alike = training if bar.sampled else final
+        final, measured = final_returns(seeds), all("sampled_return" in own for own in seeds.values())
+        sampled = np.array([own["sampled_return" if measured else "episodic_return"][-1] for own in seeds.values()])
+        alike = sampled if bar.sampled else final
         (half, p), (_, p_alike) = (stats.against(own, bar.mean, bar.std, bar.seeds) for own in (final, alike))
-        cells.append(Cell(algo, task, final, bar, alike, half, p, p_alike))
+        if np.isnan(bar.std):  # a test against a mean as if it were exact would find too much
+            p = p_alike = np.nan
+        cells.append(Cell(algo, task, final, bar, alike, measured, half, p, p_alike))
     corrected = stats.holm([cell.p for cell in cells]), stats.holm([cell.p_alike for cell in cells])
     for cell, p, p_alike in zip(cells, *corrected, strict=True):
         cell.p, cell.p_alike = p, p_alike
     return cells
+
+
+def counted(cells: list[Cell], won: str, p: str) -> str:
+    """How many of these cells are above the published mean and how many are not, and of each how many significantly."""
+    sides = [[cell for cell in cells if getattr(cell, won) is above] for above in (True, False)]
+    above, below = ((len(side), sum(getattr(cell, p) < 0.05 for cell in side)) for side in sides)
+    return f"{above[0]} of {len(cells)} are above it ({above[1]} significantly), {below[0]} are not ({below[1]})"
 
 
 def table(results: dict[str, dict[str, dict]]) -> str:
@@ -175,21 +177,21 @@ def table(results: dict[str, dict[str, dict]]) -> str:
     for cell in cells:
         margin = cell.final.mean() - cell.bar.mean
         each = " ".join(number(value).replace(",", "") for value in cell.final)
-        outcome = "" if np.isnan(margin) else f"{'won' if cell.won else 'lost'} by {number(abs(margin))}"
+        outcome = "" if np.isnan(margin) else f"{'above' if cell.won else 'below'} by {number(abs(margin))}"
         if outcome and not np.isnan(cell.half):
             outcome += f" ({number(margin - cell.half, '+')} to {number(margin + cell.half, '+')})"
-        elif outcome and len(cell.final) > 1:
-            outcome += " by every seed"
         row = [cell.algo, cell.task, with_spread(cell.final), each, str(cell.bar), outcome, probability(cell.p)]
-        alike = f"{'won' if cell.won_alike else 'lost'} with {with_spread(cell.alike)}" if cell.bar.sampled else ""
-        row += [alike, probability(cell.p_alike) if cell.bar.sampled else ""]
+        alike = f"{'above' if cell.won_alike else 'below'} with {with_spread(cell.alike)}" + " ‡" * (not cell.measured)
+        row += [alike if cell.bar.sampled else "", probability(cell.p_alike) if cell.bar.sampled else ""]
         lines.append(f"| {' | '.join(row)} |")
     tested, alike = (np.isfinite([getattr(cell, p) for cell in cells]).sum() for p in ("p", "p_alike"))
     note = (
-        "p: Welch's t test where the source has a standard deviation over seeds (then the published mean has an"
-        " interval here), else a one-sample t test against the published mean as a point; Holm's correction for"
-        f" {tested} tests, like for like {alike}. An interval that includes 0 may be chance."
+        "p: Welch's t test, where the source has a standard deviation over seeds (then the published mean has an"
+        f" interval here), with Holm's correction for {tested} tests, like for like {alike}. The intervals are not"
+        " corrected, so that one may exclude 0 where p is large."
     )
+    if any(cell.bar.sampled and not cell.measured for cell in cells):
+        note += " ‡: the last 100 training episodes of each seed, which are older than the final policy."
     return "\n".join([*lines, "", note])
 
 
@@ -202,30 +204,28 @@ def matrix(results: dict[str, dict[str, dict]]) -> str:
         for algo in results:
             cell = cells.get((algo, task))
             bar = (number(cell.bar.mean) + " †" * cell.bar.sampled or "none") if cell else ""
-            mark = "*" * (cell.won + (cell.won and cell.won_alike)) if cell else ""
+            mark = "**" * cell.won_alike if cell else ""
             row.append(f"{with_spread(cell.final, mark)} ({bar})" if cell else "")
         lines.append(f"| {' | '.join(row)} |")
     compared = [cell for cell in cells.values() if not np.isnan(cell.bar.mean)]
-    won, lost = [cell for cell in compared if cell.won], [cell for cell in compared if not cell.won]
     note = (
-        "Final evaluation with the deterministic action after a million steps, mean of seeds with Student's interval at"
-        f" 95 %; in brackets the best published mean. {len(won)} of {len(compared)} are above it,"
-        f" {sum(cell.p < 0.05 for cell in won)} of them with p < 0.05 (tests below)"
+        "Return after a million steps: deterministic action, 100 episodes per seed, mean of the seeds with Student's"
+        f" interval at 95 %; in brackets the best published mean that we found. {counted(compared, 'won', 'p')}"
+        " (p < 0.05 after Holm's correction)."
     )
-    if lost:
-        note += f"; {len(lost)} are not ({sum(cell.p < 0.05 for cell in lost)} with p < 0.05):"
-        note += f" {', '.join(f'{cell.algo} on {cell.task}' for cell in lost)}"
-    lines += ["", f"{note}."]
+    lines += ["", note]
     if sampled := [cell for cell in compared if cell.bar.sampled]:
-        won, lost = [cell for cell in compared if cell.won_alike], [cell for cell in compared if not cell.won_alike]
         shares = [(algo, [cell.won_alike for cell in compared if cell.algo == algo]) for algo in results]
+        how, rest = "with sampled actions of the final policies", "by the last 100 training episodes of each seed"
+        old = dict.fromkeys(cell.algo for cell in sampled if not cell.measured)
+        if len(old) == len({cell.algo for cell in sampled}):
+            how = rest
+        elif old:
+            how += f" ({', '.join(old)}, whose agents were not kept: {rest})"
         note = (
-            "†: the published mean is of sampled actions, in training or in tests, which mostly costs return. Like for"
-            f" like, by the last 100 training episodes of each seed in these {len(sampled)} cells, {len(won)} of"
-            f" {len(compared)} are above (bold; *italic*: by the deterministic action only),"
-            f" {sum(cell.p_alike < 0.05 for cell in won)} of them with p < 0.05, and {len(lost)} are not"
-            f" ({sum(cell.p_alike < 0.05 for cell in lost)} with p < 0.05). Above, by algorithm:"
-            f" {', '.join(f'{algo} {sum(own)} of {len(own)}' for algo, own in shares if own)}."
+            "†: the published mean is of sampled actions, which mostly costs return, and the cell is not like for like."
+            f" Compared {how} in these {len(sampled)} cells, {counted(compared, 'won_alike', 'p_alike')}. **Bold** is"
+            f" above like for like: {', '.join(f'{algo} {sum(own)} of {len(own)}' for algo, own in shares if own)}."
         )
         lines += ["", note]
     return "\n".join(lines)
@@ -233,7 +233,7 @@ def matrix(results: dict[str, dict[str, dict]]) -> str:
 
 def normalised_scores(results: dict[str, dict[str, dict]]) -> tuple[dict[str, np.ndarray], list[str]]:
     """Final returns of the algorithms that can be compared, [seeds, tasks] each, and the tasks; see stats.comparable.
-    0 is the random policy, 1 the best published mean of any algorithm."""
+    0 is the random policy, 1 the best published mean of any of the six algorithms."""
     floor, best = random_returns(), {}
     for (_, env), bar in published().items():
         best[env] = max(bar.mean, best.get(env, -np.inf))
@@ -275,9 +275,9 @@ def aggregate_figure(scores: dict[str, np.ndarray]) -> bytes:
 def aggregate_text(scores: dict[str, np.ndarray], tasks: list[str]) -> str:
     """The figure's numbers, and for each pair the probability that a seed of the one beats a seed of the other."""
     lines = [
-        "![interquartile means and performance profiles](benchmarks/figures/aggregate.png)\n",
-        f"Over {', '.join(tasks)}; 0 is the random policy, 1 the best published mean of any algorithm; intervals by"
-        " stratified bootstrap over seeds.\n",
+        "![interquartile means and performance profiles](figures/aggregate.png)\n",
+        f"Over {', '.join(tasks)}; 0 is the random policy, 1 the best published mean of any of the six algorithms"
+        " (mostly SAC's); intervals by stratified bootstrap over seeds. Defaults were not searched equally long.\n",
         "| algorithm | seeds per task | interquartile mean | 95 % interval |",
         "|---|---:|---:|---:|",
     ]
@@ -396,7 +396,7 @@ def shorter_results(*folders: Path) -> Shorter:
 def shorter_runs(results: Shorter) -> str:
     """The final returns of shorter_results, what a published curve has at that step (with the p-value of Welch's t test
     against it), and the first evaluation at which every seed is at what Gymnasium calls solved, if the task has such a
-    threshold."""
+    threshold. Two seeds have neither interval nor test: those would be wider than anything."""
     columns = ["algorithm", "task", "steps", "final return, mean of seeds", "each seed", "published curve there"]
     lines = [f"| {' | '.join([*columns, 'every seed solves it after'])} |", "|---|---|---:|---:|---|---:|---|"]
     bar = published_curves()
@@ -408,8 +408,9 @@ def shorter_runs(results: Shorter) -> str:
         there = ""
         if cell in bar:
             p = probability(stats.against(final, bar[cell].mean, bar[cell].std, bar[cell].seeds)[1])
-            there = number(bar[cell].mean) + (f" (p {p})" if p else "")
-        row = [algo, task, f"{steps[-1]:,.0f}", with_spread(final), each, there, ""]
+            there = number(bar[cell].mean) + (f" (p {p})" if p and len(final) > 2 else "")
+        mean = with_spread(final) if len(final) > 2 else number(final.mean())
+        row = [algo, task, f"{steps[-1]:,.0f}", mean, each, there, ""]
         threshold = getattr(gymnasium.registry.get(task), "reward_threshold", None)
         worst = np.min([columns["eval_return"] for columns in seeds.values()], axis=0)
         if threshold is not None and (solved := steps[worst >= threshold]).size:
@@ -488,7 +489,7 @@ def behaviours(folder: Path) -> str:
     return "\n".join([header, line, *rows])
 
 
-def variance_figure(result: dict, trainings: Path) -> bytes:
+def variance_figure(result: dict, results: Path) -> bytes:
     """The variance of REINFORCE's gradient with each estimator, as measured by variance.py, and what each learns."""
     names = list(result["estimators"])
     variances = [result["estimators"][name]["variance"] for name in names]
@@ -497,7 +498,7 @@ def variance_figure(result: dict, trainings: Path) -> bytes:
         color = f"C{(3, 1, 2, 0)[i]}"
         dots.scatter(value, i, color=color)  # bars have no foot on a log axis
         dots.annotate(number(value), (value, i), (7, 0), textcoords="offset points", va="center", fontsize=8)
-        seeds = read_result(trainings / ESTIMATORS[name] / "reinforce" / result["env_id"])
+        seeds = read_result(results / ESTIMATORS[name] / "reinforce" / result["env_id"])
         evaluation_curve(lines, seeds, 1e-3, color=color)
     dots.set_yticks(range(len(names)), names, fontsize=9)
     dots.set_ylim(len(names) - 0.5, -0.5)
@@ -522,32 +523,62 @@ def variance_text(result: dict) -> str:
         f'"{name}" {numbers["distance_of_means"]:.2g} ({numbers["standard_error_of_distance"]:.2g})'
         for name, numbers in estimators[:-1]
     ]
+    variances = ", ".join(f'"{name}" {number(numbers["variance"])}' for name, numbers in estimators)
     last, numbers = estimators[-1]
     return (
+        f"Variance of the gradient: {variances}.\n\n"
         "![variance of the gradient and learning curve, by estimator](benchmarks/figures/variance.png)\n\n"
         f"Left: one half-trained policy on {result['env_id']}, {result['batches']} batches of"
-        f" {result['episodes_per_batch']} episodes, all weighted by gamma^t (--discount-visitation), which the"
-        " trainings on the right do without, and V fitted to other episodes beforehand. So all means should be the"
-        " same. That of"
-        f' "{last}" has a norm of {numbers["mean_norm"]:.2g}; the others lie this far from it'
-        f" (standard error): {', '.join(parts)}."
-        " Where the variance is large that proves little: the exact test does. Right: training with each, five seeds,"
-        " deterministic evaluations and their interval."
+        f" {result['episodes_per_batch']} episodes, V(s) fitted to other episodes beforehand. All estimators keep the"
+        f' factor gamma^t here, so their means should agree: that of "{last}" has norm {numbers["mean_norm"]:.2g}, and'
+        f" the others differ from it by (standard error in brackets) {', '.join(parts)}. Where the variance is large"
+        " that says little; the exact test is the proof. Right: training with each, without gamma^t, five seeds,"
+        " deterministic evaluations with 95 % intervals."
     )
 
 
-def speed(folder: Path) -> str:
-    """The tables of results/speed/*.json: medians, what they are of EnvPool's and a peer's, and where the time goes."""
+def speed_results(folder: Path) -> list[dict]:
     paths = [folder / f"{algo}.json" for algo in ALGOS]
-    results = [json.loads(path.read_text()) for path in paths if path.exists()]
-    if not results:
-        return "Not measured yet."
+    return [json.loads(path.read_text()) for path in paths if path.exists()]
 
+
+def speed(folder: Path) -> str:
+    """The front page's table: an algorithm per line, with one seed and with the most."""
+    results = speed_results(folder)
+    most = max(int(seeds.split()[0]) for result in results for seeds in result["of_envpool"])
+    lines = [f"| | steps per second, 1 seed | {most} seeds | one seed, times a peer |", "|---|---:|---:|---|"]
+    for result in results:
+        row, algo = [result["algo"]], result["algo"]
+        for seeds in ("1 seed", f"{most} seeds"):
+            share, rate = result["of_envpool"].get(seeds), result["steps_per_second"].get(f"{algo}, {seeds}")
+            row.append("" if rate is None else f"{rate['median']:,.0f} ({share:.0%})")
+        peers: dict[str, list[str]] = {}
+        for peer, times in result["times_peer"].items():
+            name, _, what = peer.partition(", ")
+            peers.setdefault(name, []).append(f"{times['1 seed']:.1f} ({what})")
+        row.append("; ".join(f"{name} {', '.join(own)}" for name, own in peers.items()))
+        lines.append(f"| {' | '.join(row)} |")
+    note = f"{places(results)} In brackets the share of EnvPool's own rate with random actions."
+    return "\n".join([*lines, "", note])
+
+
+def places(results: list[dict]) -> str:
+    hardware = {
+        (result["env_id"], result["hardware"]["cores"], result["hardware"]["processor"] or "processor not known")
+        for result in results
+    }
+    where = "; ".join(f"{env_id}, {cores} cores ({cpu}), no GPU" for env_id, cores, cpu in sorted(hardware))
+    return f"{where}. Environment steps of all seeds; off-policy: one update per step."
+
+
+def speed_details(folder: Path) -> str:
+    """The tables of results/speed/*.json: medians, what they are of EnvPool's and a peer's, and where the time goes."""
+    results = speed_results(folder)
     lines = [
         "|  | seeds | steps per second | of EnvPool alone | simulator, policy, update |",
         "|---|---:|---:|---:|---|",
     ]
-    peers = ["|  | peer | its steps per second | ours, times that |", "|---|---|---:|---|"]
+    peers = ["|  | peer | its steps per second | ours / peer |", "|---|---|---:|---|"]
     for result in results:
         algo, rates = result["algo"], result["steps_per_second"]
         for seeds, share in result["of_envpool"].items():
@@ -562,12 +593,7 @@ def speed(folder: Path) -> str:
             ratios = ", ".join(f"{ratio:.1f} with {seeds.removesuffix(' seeds')}" for seeds, ratio in times.items())
             peers.append("| " + " | ".join([algo, peer, shown(rates[peer]), ratios]) + " |")
     lines += ["", *peers] if len(peers) > 2 else []
-    hardware = {
-        (result["env_id"], result["hardware"]["cores"], result["hardware"]["processor"] or "processor not known")
-        for result in results
-    }
-    places = "; ".join(f"{env_id}, {cores} cores ({cpu}), no GPU" for env_id, cores, cpu in sorted(hardware))
-    lines += ["", f"{places}. Environment steps of all seeds; off-policy: one update per step."]
+    lines += ["", places(results)]
     for result in results:
         if "of_matrix_product" in result:
             shares = ", ".join(f"{share:.0%} with {seeds}" for seeds, share in result["of_matrix_product"].items())
@@ -580,7 +606,7 @@ def speed(folder: Path) -> str:
                 for name, value in goal.items()
                 if name != "return"
             )
-            lines.append(f"Training until a mean return of {goal['return']:,.0f}: {seconds}.")
+            lines.append(f"Seconds to a mean training return of {goal['return']:,.0f}, one run each: {seconds}.")
     lines += [elsewhere(json.loads(path.read_text())) for path in sorted(folder.glob("*/*.json"))]
     return "\n".join(lines)
 
@@ -620,21 +646,25 @@ def headline(results: dict[str, dict[str, dict]], folder: Path) -> str | None:
     if seeds is None:
         return None
     rate = measured["steps_per_second"]["ppo_continuous, 1 seed"]["median"]
-    text = f"PPO trains {task} at {rate:,.0f} steps per second on {measured['hardware']['cores']} CPU cores"
-    peers = ("Stable-Baselines3, its defaults", "Stable-Baselines3, our minibatch size")
+    text = f"On {measured['hardware']['cores']} CPU cores PPO trains {task} at {rate:,.0f} steps per second (one seed)"
+    peers = ("Stable-Baselines3, our minibatch size", "Stable-Baselines3, its defaults")
     if all(peer in measured["times_peer"] for peer in peers):
         times = [f"{measured['times_peer'][peer]['1 seed']:.1f} times" for peer in peers]
-        text += f", {times[0]} as fast as Stable-Baselines3 ({times[1]} at the same minibatch size),"
+        text += f", {times[0]} as fast as Stable-Baselines3 at the same minibatch size ({times[1]} at its defaults)"
     return (
-        f"{text} and reaches a return of {with_spread(final_returns(seeds))} in {STEPS:,} steps (mean of"
+        f"{text}. It reaches a return of {with_spread(final_returns(seeds))} after {STEPS:,} steps (mean of"
         f" {len(seeds)} seeds, 95 % interval)."
     )
 
 
-def replace_section(text: str, begin: str, end: str, content: str) -> str:
-    before, _, rest = text.partition(begin)
-    _, _, after = rest.partition(end)
-    return f"{before}{begin}\n\n{content}\n\n{end}{after}"
+def fill(page: str, sections: dict[str, str]) -> str:
+    """A page with the content of these sections between their marks; a section that it does not have is another's."""
+    for name, content in sections.items():
+        begin, end = f"<!-- {name}: benchmarks/report.py writes what is between -->", f"<!-- end of {name} -->"
+        if begin in page:
+            before, _, rest = page.partition(begin)
+            page = f"{before}{begin}\n\n{content}\n\n{end}{rest.partition(end)[2]}"
+    return page
 
 
 def stale(results: Path) -> list[str]:
@@ -665,43 +695,38 @@ def one_set_of_defaults(algo: str, tasks: dict[str, dict[str, Any]]) -> None:
 
 
 def contents(args: Args, results: dict[str, dict[str, dict]]) -> dict[Path, bytes]:
-    """What the README and each figure should be. A section of which there is no data stays as it is."""
+    """What both pages and each figure should be. A section of which there is no data stays as it is."""
     files = {args.figures / f"{algo}.png": curves(algo, tasks) for algo, tasks in results.items()}
-    parts, details = ["No results yet."], []
+    sections = {"results": "No results yet.", "cells": "No results yet."}
     if results:
         files[args.figures / "overview.png"] = overview(results)
-        parts = ["![learning curves of all algorithms](benchmarks/figures/overview.png)", matrix(results)]
-        details.append(table(results))
-    if picture := clock(results, args.results / "speed"):
-        files[args.figures / "clock.png"] = picture
-        parts.append("![learning curves against the clock](benchmarks/figures/clock.png)")
+        sections["results"] = "![learning curves](benchmarks/figures/overview.png)\n\n" + matrix(results)
+        sections["cells"] = table(results)
     scores, tasks = normalised_scores(results)
     if scores:
         files[args.figures / "aggregate.png"] = aggregate_figure(scores)
-        details.append(aggregate_text(scores, tasks))
-    details += [f"![learning curves of {algo}](benchmarks/figures/{algo}.png)" for algo in results]
-    summary = (
-        "<summary>Each seed, margins and tests, aggregates over tasks, training curves of each algorithm</summary>"
-    )
-    parts += ["<details>", summary, *details, "</details>"] if details else []
-    readme = replace_section(args.readme.read_text(), BEGIN, END, "\n\n".join(parts))
+        sections["aggregates"] = aggregate_text(scores, tasks)
+    if results:
+        sections["curves"] = "\n\n".join(f"![learning curves of {algo}](figures/{algo}.png)" for algo in results)
     if sentence := headline(results, args.results / "speed"):
-        readme = replace_section(readme, BEGIN_HEADLINE, END_HEADLINE, sentence)
+        sections["headline"] = sentence
     if shorter := shorter_results(args.results / "shorter", args.results / "few_seeds"):
-        section = shorter_runs(shorter)
+        sections["shorter runs"] = shorter_runs(shorter)
         if picture := shorter_figure(shorter):
             files[args.figures / "shorter.png"] = picture
-            section += "\n\n![learning curves beside published ones](benchmarks/figures/shorter.png)"
-        readme = replace_section(readme, BEGIN_SHORTER, END_SHORTER, section)
+            sections["shorter runs"] += "\n\n![curves beside published ones](benchmarks/figures/shorter.png)"
     if (folder := args.results / "behaviours").exists():
-        readme = replace_section(readme, BEGIN_BEHAVIOURS, END_BEHAVIOURS, behaviours(folder))
-    if (folder := args.results / "speed").exists():
-        readme = replace_section(readme, BEGIN_SPEED, END_SPEED, speed(folder))
+        sections["behaviours"] = behaviours(folder)
+    if speed_results(folder := args.results / "speed"):
+        sections |= {"speed": speed(folder), "speed in detail": speed_details(folder)}
+        if picture := clock(results, folder):
+            files[args.figures / "clock.png"] = picture
+            sections["speed"] += "\n\n![learning curves against the clock](benchmarks/figures/clock.png)"
     if (path := args.results / "variance.json").exists():
         variance = json.loads(path.read_text())
-        files[args.figures / "variance.png"] = variance_figure(variance, args.results / "estimators")
-        readme = replace_section(readme, BEGIN_VARIANCE, END_VARIANCE, variance_text(variance))
-    return files | {args.readme: readme.encode()}
+        files[args.figures / "variance.png"] = variance_figure(variance, args.results)
+        sections["variance"] = variance_text(variance)
+    return files | {page: fill(page.read_text(), sections).encode() for page in (args.readme, args.details)}
 
 
 def main(args: Args) -> int:

@@ -241,7 +241,7 @@ def measurements(algo: str, args: Args) -> dict[str, Callable[[], float]]:
     for seeds in numbers_of_seeds(algo, args):
         envs = NUM_ENVS[algo] * seeds
         plans[f"EnvPool alone, {envs} environments"] = functools.partial(envpool_raw, args.env_id, envs)
-    for seeds, variant in itertools.product(numbers_of_seeds(algo, args), variants):
+    for variant, seeds in itertools.product(variants, numbers_of_seeds(algo, args)):  # compilations, the slowest, last
         name = f"{algo}, {seeds_text(seeds)}" + f", {variant}" * (variant != "graphs")
         plans[name] = functools.partial(ours, algo, args.env_id, args.device, seeds, *VARIANTS[variant])
     if algo == "ppo_continuous" and args.device != "cpu":

@@ -3,7 +3,7 @@
 python benchmarks/variance.py          # some two minutes
 
 A half-trained policy on CartPole-v1 stands still. Batches of whole episodes are sampled from it, and each estimator
-makes a gradient of the same batches: R(tau), reward-to-go, reward-to-go less a moving average, reward-to-go less a
+makes a gradient of the same batches: R(tau), reward-to-go, reward-to-go minus a moving average, reward-to-go less a
 learned V(s). The discount of the visitation is kept, so that all four estimate the same gradient; how far their means
 lie apart is printed with its standard error. Writes benchmarks/results/variance.json; report.py draws the figure.
 
@@ -26,8 +26,8 @@ SCRIPT = HERE.parent / "algos" / "reinforce.py"
 ESTIMATORS = {
     "whole return R(tau)": {"baseline": "none", "reward_to_go": False},
     "reward-to-go": {"baseline": "none", "discount_visitation": True},
-    "less a moving average": {"baseline": "mean", "discount_visitation": True},
-    "less a learned V(s)": {"baseline": "value", "discount_visitation": True},
+    "minus a moving average": {"baseline": "mean", "discount_visitation": True},
+    "minus a learned V(s)": {"baseline": "value", "discount_visitation": True},
 }
 
 
@@ -106,23 +106,23 @@ def main(options: Args) -> None:
         envs = script.make_envs(arguments[name], list(range(1, options.num_envs + 1)))
         agents[name] = script.Agent(envs.single_observation_space, envs.single_action_space, arguments[name])
         agents[name].load_state_dict(saved["agent"])
-    agent = agents["less a learned V(s)"]
+    agent = agents["minus a learned V(s)"]
     apart = [collect(script, agent, envs, options.num_envs, 500) for _ in range(40)]
     fit_value(script, agent, apart, base["gamma"])
     average = torch.zeros(1, 2)
     for rollout in apart:  # the moving average is older than every batch that it is used on
-        gradient(script, agents["less a moving average"], rollout, average, arguments["less a moving average"])
+        gradient(script, agents["minus a moving average"], rollout, average, arguments["minus a moving average"])
     found: dict[str, list[torch.Tensor]] = {name: [] for name in ESTIMATORS}
     for _ in range(options.batches):
         rollout = collect(script, agent, envs, options.num_envs, 500)
         for name in ESTIMATORS:
             found[name].append(gradient(script, agents[name], rollout, average, arguments[name]))
     stacked = {name: torch.stack(each) for name, each in found.items()}
-    reference = stacked["less a learned V(s)"].mean(0)
+    reference = stacked["minus a learned V(s)"].mean(0)
     result = {"env_id": options.env_id, "batches": options.batches, "episodes_per_batch": options.num_envs}
     result |= {"args": {k: v for k, v in base.items() if k not in ("run_dir", "resume", "evaluate")}, "estimators": {}}
     for name, each in stacked.items():
-        difference = each - stacked["less a learned V(s)"]  # of the same batches
+        difference = each - stacked["minus a learned V(s)"]  # of the same batches
         standard_error = (difference.var(0).sum() / len(each)).sqrt().item()
         result["estimators"][name] = {
             "variance": each.var(0).sum().item(),

@@ -88,10 +88,12 @@ for line in sys.stdin:
 
     def __init__(self, folder):
         self.out, self.err = folder / "stdout", folder / "stderr"
+        places = [str(Path(place).resolve()) for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
+        places.append(str(Path(__file__).parent))
         self.process = subprocess.Popen(
             [sys.executable, "-c", self.SOURCE], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             # A process that has asked for CUDA in the common way cannot be forked any more
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent), "PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(places), "PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
         )  # fmt: skip
 
     def start(self, script, words, file_size=0, make_envs=None):

@@ -168,7 +168,7 @@ def test_actions_stay_within_bounds_of_any_kind(ppo):
     for low, high in ((-2.0, 2.0), (-0.3, 0.7), (0.0, np.inf), (-np.inf, np.inf)):
         space = gymnasium.spaces.Box(low, high, (1,))
         agent = ppo.Agent(WALKER[0], space, ppo.Args())
-        actions = agent.to_bounds(torch.linspace(-5, 5, 11).reshape(1, 11, 1)).flatten()
+        actions = agent.to_task(torch.linspace(-5, 5, 11).reshape(1, 11, 1)).flatten()
         assert actions.min() >= low
         assert actions.max() <= high
         if np.isfinite([low, high]).all():  # -1 and 1 of the policy are the bounds

@@ -304,6 +304,20 @@ def test_the_readme_loads_an_agent_and_acts(script, quick):
     assert done.stdout.endswith("True\n")
 
 
+@pytest.mark.parametrize("script", ["ppo_continuous", "ddpg"], indirect=True)
+def test_the_readme_trains_on_a_reward_of_ones_own(script, quick, monkeypatch):
+    """Its wrapper charges 0.1 times the action's absolute value; the env_id is Gymnasium's own task."""
+    text = (ROOT / "README.md").read_text().partition("replace `make_envs`")[2]
+    scope = {"gymnasium": gymnasium, "np": np}
+    exec(text.partition("```python\n")[2].partition("```")[0], scope)
+    envs = scope["make_envs"](script.Args(env_id="InvertedPendulum-v4"), [1, 2])
+    envs.reset()
+    assert envs.step(np.array([[0.5], [0.0]], np.float32))[1].tolist() == pytest.approx([0.95, 1.0])
+    monkeypatch.setattr(script, "make_envs", scope["make_envs"])
+    (folder,) = script.train(script.Args(**quick | {"env_id": "InvertedPendulum-v4"}))
+    assert read_metrics(folder)[-1]["eval_return"]
+
+
 def test_a_seed_that_diverges_is_named_and_the_others_go_on(script, quick, monkeypatch, capsys):
     monkeypatch.setattr(script, "make_envs", reach_envs(poisoned=(1,)))
     args = script.Args(num_seeds=3, **quick | {"env_id": "Reach", "checkpoint_seconds": 0.0})

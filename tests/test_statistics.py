@@ -99,7 +99,7 @@ def test_what_can_be_compared():
 
 
 def test_normalised_scores_by_hand(tmp_path):
-    floor, best = report.random_returns()["Hopper-v4"], 3537.7  # of SAC, the best of all algorithms on Hopper
+    floor, best = report.random_returns()["Hopper-v4"], 3535.3  # of SAC, the best of all algorithms on Hopper
     finals = {"Hopper-v4": [floor, best, (floor + best) / 2]} | {task: [1.0, 2.0, 3.0, 4.0] for task in TASKS[2:]}
     for algo in ("a2c", "sac"):
         for task, values in finals.items():
@@ -124,14 +124,17 @@ def test_the_report_is_the_same_bytes_again(tmp_path, algos):
     (tmp_path / "results").mkdir()
     synthetic_results(tmp_path / "results", algos, TASKS)
     shutil.copy(ROOT / "README.md", tmp_path / "README.md")
+    shutil.copy(ROOT / "benchmarks" / "README.md", tmp_path / "details.md")
     words = [sys.executable, str(ROOT / "benchmarks" / "report.py"), "--results", str(tmp_path / "results")]
     words += ["--figures", str(tmp_path / "figures"), "--readme", str(tmp_path / "README.md")]
+    words += ["--details", str(tmp_path / "details.md")]
     for extra in ([], ["--check", "--no-fingerprints"]):
         done = subprocess.run([*words, *extra], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-    text = (tmp_path / "README.md").read_text()
-    assert ("aggregate.png" in text) == (tmp_path / "figures" / "aggregate.png").exists() == (len(algos) > 1)
-    assert ("No results yet." in text) == (not algos)
+    text, details = (tmp_path / "README.md").read_text(), (tmp_path / "details.md").read_text()
+    assert (tmp_path / "figures" / "aggregate.png").exists() == (len(algos) > 1)
+    assert all(("No results yet." in page) == (not algos) for page in (text, details))
+    assert ("| ppo_continuous | Ant-v4 |" in details) == bool(algos)
     (tmp_path / "README.md").write_text(text.replace("<!-- end of results -->", "tampered <!-- end of results -->"))
     done = subprocess.run([*words, "--check", "--no-fingerprints"], capture_output=True, text=True)
     assert done.returncode == 1
@@ -139,9 +142,9 @@ def test_the_report_is_the_same_bytes_again(tmp_path, algos):
 
 
 def test_the_table_by_hand(tmp_path):
-    """Walker2d is won with sampled actions as well, Hopper without them only, TRPO's bar for Ant does not say. Those of
-    Ant come with a standard deviation."""
-    runs = {"Walker2d-v4": [3600.0, 3700.0, 3800.0], "Hopper-v4": [2550.0, 2551.0], "Ant-v4": [3000.0]}
+    """Walker2d is above with sampled actions as well, Hopper without them only; TRPO's bar for Ant is of the mean.
+    Ant's come with a standard deviation, so they alone are tested."""
+    runs = {"Walker2d-v4": [3600.0, 3700.0, 3800.0], "Hopper-v4": [2550.0, 2551.0], "Ant-v4": [2000.0, 2100.0]}
     runs |= {"NotPublished-v4": [1.0, 2.0]}
     for task, finals in runs.items():
         write_result(tmp_path / "ppo_continuous" / task, finals, noise_cost=170.0)
@@ -150,46 +153,70 @@ def test_the_table_by_hand(tmp_path):
     results["trpo"] = {"Ant-v4": report.read_result(tmp_path / "trpo" / "Ant-v4")}
     _, _, walker, hopper, ant, other, trpo, _, note = report.table(results).splitlines()
     half = 4.302653 * 100 / np.sqrt(3)  # t(0.975, 2)
-    p = 2 * scipy.stats.ttest_1samp([3600, 3700, 3800], 3510).pvalue  # Holm: the second smallest of three
-    p_hopper = 3 * scipy.stats.ttest_1samp([2550, 2551], 2400).pvalue
-    p_trpo = scipy.stats.ttest_ind_from_stats(3650, 50 * 2**0.5, 2, 3554, 1253.7, 3, equal_var=False).pvalue
+    bar = report.published()["ppo", "Ant"]
     assert walker == (
         f"| ppo_continuous | Walker2d-v4 | 3,700 ± {half:.0f} | 3600 3700 3800 | 3,510 † |"
-        f" won by 190 ({190 - half:+.1f} to {190 + half:+.0f}) | {p:.3f} |"
-        f" won with 3,530 ± {half:.0f} | 1.000 |"
+        f" above by 190 ({190 - half:+.1f} to {190 + half:+.0f}) |  | above with 3,530 ± {half:.0f} ‡ |  |"
     )
-    assert "| won by 150 " in hopper
-    assert f"| {p_hopper:.3f} | lost with 2,380 " in hopper
-    assert ant == "| ppo_continuous | Ant-v4 | 3,000 | 3000 | 3,258 ± 814 † | lost by 258 |  | lost with 2,830 |  |"
+    assert "| above by 150 " in hopper
+    assert "|  | below with 2,380 " in hopper
+
+    def p(*finals, mean, std, seeds):
+        spread = np.std(finals, ddof=1)
+        return scipy.stats.ttest_ind_from_stats(
+            np.mean(finals), spread, len(finals), mean, std, seeds, equal_var=False
+        ).pvalue
+
+    # Holm's correction of two
+    pair = p(2000, 2100, mean=bar.mean, std=bar.std, seeds=bar.seeds), p(3600, 3700, mean=3554, std=1253.7, seeds=3)
+    alike = p(1830, 1930, mean=bar.mean, std=bar.std, seeds=bar.seeds)
+    assert ant.startswith("| ppo_continuous | Ant-v4 | 2,050 ± 635 | 2000 2100 | 3,258 ± 814 † | below by 1,208 (")
+    assert ant.endswith(f") | {2 * pair[0]:.3f} | below with 1,880 ± 635 ‡ | {2 * alike:.3f} |")
     assert other == "| ppo_continuous | NotPublished-v4 | 1.5 ± 6.4 | 1.0 2.0 |  |  |  |  |  |"
-    assert trpo.startswith("| trpo | Ant-v4 | 3,650 ± 635 | 3600 3700 | 3,554 ± 3,114 | won by 96.0 (")
-    assert trpo.endswith(f" | {p_trpo:.3f} |  |  |")
-    assert "for 3 tests, like for like 3." in note
+    assert trpo.startswith("| trpo | Ant-v4 | 3,650 ± 635 | 3600 3700 | 3,554 ± 3,114 | above by 96.0 (")
+    assert trpo.endswith(f" | {pair[1]:.3f} |  |  |")
+    assert "for 2 tests, like for like 2." in note
     head, _, ant, hopper, other, walker, _, note, _, like_for_like = report.matrix(results).splitlines()
     assert head == "| | ppo_continuous | trpo |"
-    assert ant == "| Ant-v4 | 3,000 (3,258 †) | **3,650** ± 635 (3,554) |"
-    assert hopper.startswith("| Hopper-v4 | *2,550* ± ")
+    assert ant == "| Ant-v4 | 2,050 ± 635 (3,258 †) | **3,650** ± 635 (3,554) |"
+    assert hopper.startswith("| Hopper-v4 | 2,550 ± ")
     assert other == "| NotPublished-v4 | 1.5 ± 6.4 (none) |  |"
     assert walker == f"| Walker2d-v4 | **3,700** ± {half:.0f} (3,510 †) |  |"
-    assert "3 of 4 are above it, 1 of them with p < 0.05 (tests below); 1 are not (0 with" in note
-    assert note.endswith(": ppo_continuous on Ant-v4.")
-    assert "in these 3 cells, 2 of 4 are above (" in like_for_like
-    assert like_for_like.endswith(". Above, by algorithm: ppo_continuous 1 of 3, trpo 1 of 1.")
+    assert "3 of 4 are above it (0 significantly), 1 are not (1) (p < 0.05" in note
+    assert "by the last 100 training episodes of each seed in these 3 cells, 2 of 4" in like_for_like
+    assert like_for_like.endswith(" above like for like: ppo_continuous 1 of 3, trpo 1 of 1.")
+
+
+def test_sampled_actions_of_the_final_policy_count_where_they_were_measured(tmp_path):
+    for algo in ("ppo_continuous", "a2c"):
+        write_result(tmp_path / algo / "Hopper-v4", [2550.0, 2551.0], noise_cost=170.0)
+    path = tmp_path / "ppo_continuous" / "Hopper-v4" / "metrics.csv"
+    head, *rows = path.read_text().splitlines()
+    rows = [f"{row},{2500 if row.split(',')[1] == '1000' else ''}" for row in rows]
+    path.write_text("\n".join([f"{head},sampled_return", *rows, ""]))
+    results = {
+        algo: {"Hopper-v4": report.read_result(tmp_path / algo / "Hopper-v4")} for algo in ("ppo_continuous", "a2c")
+    }
+    _, _, ppo, a2c, *_ = report.table(results).splitlines()
+    assert ppo.endswith("| above with 2,500 ± 0.0 |  |")
+    assert "with 2,380 ± 6.4 ‡" in a2c
+    text = report.matrix(results)
+    assert "with sampled actions of the final policies (a2c, whose agents were not kept: by the last 100" in text
 
 
 def test_shorter_runs_tell_when_every_seed_has_solved_the_task_and_what_is_published(tmp_path, monkeypatch):
     points = {("a2c", "Ant", 1000): report.Bar(2.5, 1.0, 2), ("a2c", "Pendulum", 999): report.Bar(5.0, 1.0, 2)}
     points |= {("sac", "CartPole", 1000): report.Bar(7.0, 1.0, 2)}
     monkeypatch.setattr(report, "published_curves", lambda: points)
-    for task, finals in (("CartPole-v1", [500.0, 480.0]), ("Pendulum-v1", [-150.0]), ("Ant-v4", [1.0, 2.0])):
+    for task, finals in (("CartPole-v1", [500.0, 480.0]), ("Pendulum-v1", [-150.0]), ("Ant-v4", [1.0, 2.0, 3.0])):
         write_result(tmp_path / "a2c" / task, finals)
     results = report.shorter_results(tmp_path)
     assert report.shorter_figure(results).startswith(b"\x89PNG")
     ant, cart_pole, pendulum = report.shorter_runs(results).splitlines()[2:]
     steps = next(iter(report.read_result(tmp_path / "a2c" / "Ant-v4").values()))["global_step"][-1]
-    assert cart_pole.endswith(f"| 500 480 |  | {steps:,.0f} steps (475) |")
+    assert cart_pole.endswith(f"| 490 | 500 480 |  | {steps:,.0f} steps (475) |")
     assert pendulum.endswith("| -150 | -150 |  |  |")  # which has no threshold
-    assert ant.endswith("| 1.0 2.0 | 2.5 (p 0.379) |  |")  # t = -1 / sqrt(0.75), 1.8 degrees of freedom
+    assert ant.endswith("| 2.0 ± 2.5 | 1.0 2.0 3.0 | 2.5 (p 0.633) |  |")  # t = -0.5 / sqrt(5 / 6), 2.27 degrees
     points.clear()
     assert report.shorter_figure(results) is None
 
