@@ -370,7 +370,7 @@ def train(args: Args) -> list[Path]:
             terms = gradient_step(agent, critics, targets, log_alpha, actor_optimizer, critic_optimizer, replay, args)
             torch._foreach_add_(list(losses.values()), list(terms.values()))
 
-    act, store, learn = (capture(f, touched, args, device) for f in (act, store, learn))
+    act, store, learn = (capture(f, touched, args, device) for f in (act, store, learn))  # on CUDA: recorded graphs
     torch._foreach_zero_(list(losses.values()))  # drop what the warm-up left
     torch.manual_seed(spaced_seeds(args, 1, 2, step)[0])  # noise and samples of all seeds come from one stream
 
@@ -457,7 +457,7 @@ def check_ranges(args: Args) -> None:
     ranges |= {"num_evaluations": (0, 2**20), "line_search_steps": (0, 2**20), "hidden_size": (0, 2**20)}
     ranges |= {"buffer_size": (1, 2**24)}  # rows are drawn by a float32, which has 24 bits
     for name, value in vars(args).items():
-        lowest, highest = ranges.get(name, (1, 2**20) if Args.__annotations__[name] is int else (0, 2**53))
+        lowest, highest = ranges.get(name, (1, 2**20) if Args.__annotations__.get(name) is int else (0, 2**53))
         if type(value) in (int, float) and not lowest <= value <= highest:
             refuse(f"{name} = {value} is out of range")
         if name in ("exp_name", "run_dir") and not (value.isprintable() and (name == "run_dir" or "/" not in value)):

@@ -519,7 +519,7 @@ def train(args: Args) -> list[Path]:
     obs_in = torch.zeros(S, N, agent.obs_dim, pin_memory=on_cuda)
     action_out, env_action_out = (torch.zeros(S, N, agent.action_dim, pin_memory=on_cuda) for _ in range(2))
     carry = torch.zeros(S, N, device=device)  # discounted reward of the running episodes, which scales rewards
-    batch = {name: tensor.clone() for name, tensor in compute_targets(agent, rollout, carry, args).items()}
+    batch = {name: tensor.clone() for name, tensor in compute_targets(agent, rollout, carry, args).items()}  # of zeros
     seed_index = torch.arange(S, device=device)[:, None]
     # Not update_policy: torch.compile has no gradients of gradients
     critic_step = torch.compile(update_critic) if args.compile else update_critic
@@ -636,7 +636,7 @@ def check_ranges(args: Args) -> None:
     ranges |= {"num_evaluations": (0, 2**20), "line_search_steps": (0, 2**20), "hidden_size": (0, 2**20)}
     ranges |= {"buffer_size": (1, 2**24)}  # rows are drawn by a float32, which has 24 bits
     for name, value in vars(args).items():
-        lowest, highest = ranges.get(name, (1, 2**20) if Args.__annotations__[name] is int else (0, 2**53))
+        lowest, highest = ranges.get(name, (1, 2**20) if Args.__annotations__.get(name) is int else (0, 2**53))
         if type(value) in (int, float) and not lowest <= value <= highest:
             refuse(f"{name} = {value} is out of range")
         if name in ("exp_name", "run_dir") and not (value.isprintable() and (name == "run_dir" or "/" not in value)):

@@ -95,7 +95,8 @@ def verdict(difference: float, low: float, high: float, p: float) -> str:
 def side_line(name: str, runs: list[Run]) -> str:
     returns = np.array([run.final for run in runs])
     each = ", ".join(f"{run.seed}: {run.final:,.1f}" for run in runs)
-    return f"  {name}  mean {returns.mean():,.1f} ± {stats.student_interval(returns):,.1f}   by seed {each}"
+    spread = f" ± {stats.student_interval(returns):,.1f}" if len(returns) > 1 else ""
+    return f"  {name}  mean {returns.mean():,.1f}{spread}   by seed {each}"
 
 
 def compare(folder_a: Path, folder_b: Path) -> str:
@@ -126,7 +127,9 @@ def compare(folder_a: Path, folder_b: Path) -> str:
     for task, (a, b) in pairs.items():
         difference, low, high, p = tests[task]
         lines += ["", f"{task}, {b[0].trained_timesteps:,} steps", side_line("A", a), side_line("B", b)]
-        lines += [f"  B - A  {difference:+,.1f}, interval {low:+,.1f} to {high:+,.1f}, p = {p:.3g} (Welch)"]
+        lines += [f"  B - A  {difference:+,.1f}"]
+        if not np.isnan(p):
+            lines[-1] += f", interval {low:+,.1f} to {high:+,.1f}, p = {p:.3g} (Welch)"
         (chance,) = stats.improvement(*(side[:, None] for side in reversed(scores[task])))
         lines += [f"  a seed of B beats one of A with probability {chance:.2f}"]
         if task in lost:

@@ -7,8 +7,8 @@
 #   benchmarks/gpu.sh train ALGO TASK [SEEDS]     # one cell of the table; again on the same machine: goes on;
 #                                                 OUT=benchmarks/results puts it into the table
 #
-# Results are files below $OUT, or runs/gpu. $SECONDS_LIMIT bounds each part. Training then stops at a checkpoint, with
-# exit status 143; the same call goes on, with SAC's and DDPG's replay (but not Humanoid's 15 GB).
+# Results are files below $OUT, or runs/gpu. $SECONDS_LIMIT bounds each part; training stops there at a checkpoint, with
+# exit status 143, and the same call goes on, with SAC's and DDPG's replay (but not Humanoid's 15 GB).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-runs/gpu}
@@ -26,7 +26,7 @@ tests | speed | train)
     ;;&
 tests)
     # A process per script, side by side: a recording that fails leaves the generator and the stream of its process in a
-    # state in which all later tests of that process fail too. Output goes to files at once, for a kill keeps no report.
+    # state in which all later tests of that process fail too. Output goes to files at once: a process that is killed leaves no report.
     limit=${SECONDS_LIMIT:-480} status=0 pids=()
     [ $# -gt 0 ] || set -- ppo_continuous trpo a2c reinforce sac ddpg
     for algo in "$@"; do
@@ -36,7 +36,7 @@ tests)
         pids+=($!)
     done
     for pid in "${pids[@]}"; do wait "$pid" || status=1; done
-    tail -n 30 "$out"/tests_*.txt
+    for algo in "$@"; do tail -n 30 "$out/tests_$algo.txt"; done
     exit $status
     ;;
 speed)

@@ -166,7 +166,8 @@ def counted(cells: list[Cell], won: str, p: str) -> str:
     """How many of these cells are above the published mean and how many are not, and of each how many significantly."""
     sides = [[cell for cell in cells if getattr(cell, won) is above] for above in (True, False)]
     above, below = ((len(side), sum(getattr(cell, p) < 0.05 for cell in side)) for side in sides)
-    return f"{above[0]} of {len(cells)} are above it ({above[1]} significantly), {below[0]} are not ({below[1]})"
+    text = f"{above[0]} of {len(cells)} are above it, {above[1]} of them significantly"
+    return f"{text}; {below[0]} are not, {below[1]} of them significantly"
 
 
 def table(results: dict[str, dict[str, dict]]) -> str:
@@ -187,8 +188,9 @@ def table(results: dict[str, dict[str, dict]]) -> str:
     tested, alike = (np.isfinite([getattr(cell, p) for cell in cells]).sum() for p in ("p", "p_alike"))
     note = (
         "p: Welch's t test, where the source has a standard deviation over seeds (then the published mean has an"
-        f" interval here), with Holm's correction for {tested} tests, like for like {alike}. The intervals are not"
-        " corrected, so that one may exclude 0 where p is large."
+        f" interval here), with Holm's correction for {tested} tests, like for like {alike}. Where it has none, the"
+        " margin's interval takes the published mean as exact and is too narrow. The intervals are not corrected, so"
+        " that one may exclude 0 where p is large."
     )
     if any(cell.bar.sampled and not cell.measured for cell in cells):
         note += " ‡: the last 100 training episodes of each seed, which are older than the final policy."
@@ -208,24 +210,25 @@ def matrix(results: dict[str, dict[str, dict]]) -> str:
             row.append(f"{with_spread(cell.final, mark)} ({bar})" if cell else "")
         lines.append(f"| {' | '.join(row)} |")
     compared = [cell for cell in cells.values() if not np.isnan(cell.bar.mean)]
+    tested = sum(not np.isnan(cell.bar.std) for cell in compared)
     note = (
         "Return after a million steps: deterministic action, 100 episodes per seed, mean of the seeds with Student's"
         f" interval at 95 %; in brackets the best published mean that we found. {counted(compared, 'won', 'p')}"
-        " (p < 0.05 after Holm's correction)."
+        f" (p < 0.05 by Welch's t test with Holm's correction, which {tested} of the published means allow)."
     )
     lines += ["", note]
     if sampled := [cell for cell in compared if cell.bar.sampled]:
         shares = [(algo, [cell.won_alike for cell in compared if cell.algo == algo]) for algo in results]
-        how, rest = "with sampled actions of the final policies", "by the last 100 training episodes of each seed"
+        how, rest = "sampled actions of the final policies", "the last 100 training episodes of each seed"
         old = dict.fromkeys(cell.algo for cell in sampled if not cell.measured)
         if len(old) == len({cell.algo for cell in sampled}):
             how = rest
         elif old:
             how += f" ({', '.join(old)}, whose agents were not kept: {rest})"
         note = (
-            "†: the published mean is of sampled actions, which mostly costs return, and the cell is not like for like."
-            f" Compared {how} in these {len(sampled)} cells, {counted(compared, 'won_alike', 'p_alike')}. **Bold** is"
-            f" above like for like: {', '.join(f'{algo} {sum(own)} of {len(own)}' for algo, own in shares if own)}."
+            "†: the published mean is of sampled actions, which mostly costs return. Like for like, with these"
+            f" {len(sampled)} cells compared by {how}, {counted(compared, 'won_alike', 'p_alike')}. **Bold** is above"
+            f" like for like: {', '.join(f'{algo} {sum(own)} of {len(own)}' for algo, own in shares if own)}."
         )
         lines += ["", note]
     return "\n".join(lines)
@@ -396,7 +399,7 @@ def shorter_results(*folders: Path) -> Shorter:
 def shorter_runs(results: Shorter) -> str:
     """The final returns of shorter_results, what a published curve has at that step (with the p-value of Welch's t test
     against it), and the first evaluation at which every seed is at what Gymnasium calls solved, if the task has such a
-    threshold. Two seeds have neither interval nor test: those would be wider than anything."""
+    threshold. Two seeds have neither interval nor test: they would say nothing."""
     columns = ["algorithm", "task", "steps", "final return, mean of seeds", "each seed", "published curve there"]
     lines = [f"| {' | '.join([*columns, 'every seed solves it after'])} |", "|---|---|---:|---:|---|---:|---|"]
     bar = published_curves()
@@ -532,8 +535,8 @@ def variance_text(result: dict) -> str:
         f" {result['episodes_per_batch']} episodes, V(s) fitted to other episodes beforehand. All estimators keep the"
         f' factor gamma^t here, so their means should agree: that of "{last}" has norm {numbers["mean_norm"]:.2g}, and'
         f" the others differ from it by (standard error in brackets) {', '.join(parts)}. Where the variance is large"
-        " that says little; the exact test is the proof. Right: training with each, without gamma^t, five seeds,"
-        " deterministic evaluations with 95 % intervals."
+        " that says little; `tests/test_reinforce.py` shows it exactly on a small task. Right: training with each,"
+        " without gamma^t, five seeds, deterministic evaluations with 95 % intervals."
     )
 
 
@@ -546,7 +549,10 @@ def speed(folder: Path) -> str:
     """The front page's table: an algorithm per line, with one seed and with the most."""
     results = speed_results(folder)
     most = max(int(seeds.split()[0]) for result in results for seeds in result["of_envpool"])
-    lines = [f"| | steps per second, 1 seed | {most} seeds | one seed, times a peer |", "|---|---:|---:|---|"]
+    lines = [
+        f"| | steps per second, 1 seed | {most} seeds | times a peer's rate, one seed each |",
+        "|---|---:|---:|---|",
+    ]
     for result in results:
         row, algo = [result["algo"]], result["algo"]
         for seeds in ("1 seed", f"{most} seeds"):
@@ -726,7 +732,10 @@ def contents(args: Args, results: dict[str, dict[str, dict]]) -> dict[Path, byte
         variance = json.loads(path.read_text())
         files[args.figures / "variance.png"] = variance_figure(variance, args.results)
         sections["variance"] = variance_text(variance)
-    return files | {page: fill(page.read_text(), sections).encode() for page in (args.readme, args.details)}
+    pages = {page: page.read_text() for page in (args.readme, args.details)}
+    if lost := [name for name in sections if not any(f"<!-- {name}: " in text for text in pages.values())]:
+        raise ValueError(f"neither page has a section for {', '.join(lost)}")
+    return files | {page: fill(text, sections).encode() for page, text in pages.items()}
 
 
 def main(args: Args) -> int:

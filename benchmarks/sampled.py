@@ -49,6 +49,7 @@ def main(args: Args) -> int:
     if unfit := [algo for algo in args.algos if algo in ("sac", "ddpg")]:
         print(f"sampled.py: error: {', '.join(unfit)}: for on-policy algorithms only", file=sys.stderr)
         return 2
+    args.run_dir = args.run_dir.resolve()  # as run.py does: a run says where it is
     for algo in args.algos:
         script = load(algo)
         for job in (Job(algo, env_id, args, []) for env_id in args.env_ids):
@@ -57,6 +58,9 @@ def main(args: Args) -> int:
                 if not folders or seeds != list(range(args.seed, args.seed + args.num_seeds)):
                     raise ValueError(f"{job.runs}: no runs of these seeds, from which this result was gathered")
                 rows = read_rows(job.result / "metrics.csv")
+                final = {int(row["seed"]): row["eval_return"] for row in rows}  # of the last row
+                if [read_rows(folder / "metrics.csv")[-1]["eval_return"] for folder in folders] != list(final.values()):
+                    raise ValueError(f"{job.runs}: other runs than those from which this result was gathered")
                 with naming(job.runs):
                     finals = {seed: sampled_return(script, folder) for seed, folder in zip(seeds, folders, strict=True)}
             except ValueError as error:

@@ -3,8 +3,8 @@
 python benchmarks/variance.py          # some two minutes
 
 A half-trained policy on CartPole-v1 stands still. Batches of whole episodes are sampled from it, and each estimator
-makes a gradient of the same batches: R(tau), reward-to-go, reward-to-go minus a moving average, reward-to-go less a
-learned V(s). The discount of the visitation is kept, so that all four estimate the same gradient; how far their means
+makes a gradient of the same batches: R(tau), reward-to-go, reward-to-go minus a moving average, reward-to-go minus
+a learned V(s). The discount of the visitation is kept, so that all four estimate the same gradient; how far their means
 lie apart is printed with its standard error. Writes benchmarks/results/variance.json; report.py draws the figure.
 
 A gradient is not in a run's files, so this loads the script instead of running it.

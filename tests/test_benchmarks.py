@@ -95,10 +95,16 @@ def test_final_agents_are_evaluated_with_sampled_actions_too(tmp_path, algo):
         assert all(np.isnan(own[:-1]).all() for own in columns)
         found = [own[-1] for own in columns]
         assert (found == pytest.approx(final, abs=1e-3)) == (log_std is not None)
-    words = ["--seed", "2", "--run-dir", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
-    done = subprocess.run([*sampled, *words], capture_output=True, text=True)
+    relative = ["--run-dir", "runs", "--results", "results"]
+    assert subprocess.run([*sampled, *relative], cwd=tmp_path, capture_output=True).returncode == 0
+    done = subprocess.run([*sampled, "--seed", "2"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "no runs of these seeds" in done.stderr
+    path = next((tmp_path / "runs").rglob("metrics.csv"))
+    path.write_text(path.read_text() + "640,1.0,1.0,1.0,1.0\n")
+    done = subprocess.run(sampled, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "other runs than those" in done.stderr
 
 
 OFF_POLICY = ["--hidden-size", "8", "--batch-size", "8", "--learning-starts", "320", "--torch-threads", "1"]
