@@ -130,7 +130,7 @@ class Args:
         # An iteration learns and then steps: the last one must come after learning_starts steps
         learning = self.trained_timesteps - self.learning_starts
         if learning < self.num_envs or self.utd_ratio * learning < 1:
-            refuse(f"no update: total_timesteps leave {learning} after learning_starts, utd_ratio = {self.utd_ratio}")
+            refuse(f"nothing is learned: total_timesteps - learning_starts = {learning}, utd_ratio = {self.utd_ratio}")
 
     @property
     def trained_timesteps(self) -> int:
