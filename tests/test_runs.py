@@ -290,6 +290,11 @@ def test_another_autoreset_is_refused(script, mode, quick, monkeypatch, capsys):
     assert f"Reach resets in the mode {mode}; this script takes NextStep" in capsys.readouterr().err
 
 
+def test_a_whole_number_will_do_for_a_real_one(script):
+    args = script.Args(gamma=0, learning_rate=1, checkpoint_seconds=0)
+    assert (args.gamma, args.checkpoint_seconds) == (0, 0)
+
+
 @pytest.mark.parametrize("script", ["a2c", "sac"], indirect=True)
 def test_the_readme_loads_an_agent_and_acts(script, quick):
     algo, task = script.__name__, {"a2c": "CartPole-v1", "sac": "Pendulum-v1"}[script.__name__]
