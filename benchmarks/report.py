@@ -13,7 +13,6 @@ tasks: returns normalised between the random policy (0) and the best published m
 intervals by stratified bootstrap of the seeds, with a fixed seed of its own.
 """
 
-import csv
 import io
 import itertools
 import json
@@ -30,7 +29,7 @@ import stats
 import tyro
 from compare import compare
 from fingerprint import circumstances, differences, fingerprint
-from reading import OF_THE_MACHINE, differing, read_result
+from reading import OF_THE_MACHINE, differing, read_result, read_rows
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -61,11 +60,6 @@ class Args:
     figures: Path = HERE / "figures"  # where the curves go
 
 
-def csv_rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
 @dataclass
 class Bar:
     """A published mean of an algorithm on a task: what there is to beat."""
@@ -87,18 +81,18 @@ class Bar:
 
 def published() -> dict[tuple[str, str], Bar]:
     """The best one by algorithm and task, the task without its version."""
-    return {(row["algo"], row["env"]): Bar.of(row) for row in csv_rows(HERE / "published.csv")}
+    return {(row["algo"], row["env"]): Bar.of(row) for row in read_rows(HERE / "published.csv")}
 
 
 def published_curves() -> dict[tuple[str, str, int], Bar]:
     """Points of published learning curves up to a million steps, by algorithm, task without its version, and steps."""
-    rows = csv_rows(HERE / "published_curves.csv")
+    rows = read_rows(HERE / "published_curves.csv")
     return {(row["algo"], row["env"], int(row["steps"])): Bar.of(row) for row in rows}
 
 
 def random_returns() -> dict[str, float]:
     """Mean return of random actions by task, as random_policy.py has measured it."""
-    return {row["env_id"]: float(row["mean_return"]) for row in csv_rows(HERE / "results" / "random.csv")}
+    return {row["env_id"]: float(row["mean_return"]) for row in read_rows(HERE / "results" / "random.csv")}
 
 
 def final_returns(seeds: dict[int, dict[str, np.ndarray]]) -> np.ndarray:
@@ -481,7 +475,7 @@ def behaviours(folder: Path) -> str:
     for path in sorted(folder.glob("*.csv")):
         config = json.loads(path.with_suffix(".json").read_text())
         settings = " ".join(f"{name} {value}" for name, value in config["args"]["env_kwargs"].items())
-        episodes = csv_rows(path)
+        episodes = read_rows(path)
         columns = {name: np.array([float(row[name]) for row in episodes]) for name in episodes[0]}
         name = path.stem.partition("_")[2].replace("_", " ")
         header, line = f"{header} {name} |", line + "---|"
