@@ -34,9 +34,9 @@ Details that matter:
  7. Observations and rewards are taken as they are.
  8. The critic's learning rate is the larger one: the actor climbs the current Q, so Q should be accurate first.
 Deviations from the paper (the paper's in brackets): 3 (no terminal states), 4 (one environment, one update a step),
-uncorrelated noise (Ornstein-Uhlenbeck), random actions at first, the action enters the critic's first layer (second),
-256 x 256 units (400, 300), an actor's learning rate of 3e-4 (1e-4), batches of 256 (64), tau 0.005 (0.001), orthogonal
-initialisation (uniform), no batch normalisation, no weight decay.
+uncorrelated noise of 0.1 (Ornstein-Uhlenbeck of 0.2), random actions at first, the action enters the critic's first
+layer (second), 256 x 256 units (400, 300), an actor's learning rate of 3e-4 (1e-4), batches of 256 (64), tau 0.005
+(0.001), orthogonal initialisation (uniform), no batch normalisation, no weight decay.
 """
 
 import contextlib
@@ -151,9 +151,7 @@ class Linear(nn.Module):
         return torch.baddbmm(self.bias, x, self.weight)
 
 
-def mlp(
-    sizes: list[int], activation: Callable[[], nn.Module], last_gain: float, generators: list[torch.Generator]
-) -> nn.Sequential:
+def mlp(sizes: list[int], activation: Callable, last_gain: float, generators: list[torch.Generator]) -> nn.Sequential:
     """Layers of these sizes, the last one linear, for all seeds; hidden layers of size 0 are left out."""
     sizes = [size for size in sizes if size]
     layers: list[nn.Module] = []
@@ -177,10 +175,9 @@ class Agent(nn.Module):
         low, high = torch.tensor(action_space.low).float().ravel(), torch.tensor(action_space.high).float().ravel()
         if not ((high - low > 0) & (high - low).isfinite()).all():
             refuse(f"the actions of {args.env_id} have no finite range, to which the policy could be squashed")
-        self.register_buffer("action_low", low, persistent=False)
-        self.register_buffer("action_high", high, persistent=False)
-        self.register_buffer("action_scale", (high - low) / 2, persistent=False)
-        self.register_buffer("action_bias", (high + low) / 2, persistent=False)
+        self.action_low, self.action_high = nn.Buffer(low, persistent=False), nn.Buffer(high, persistent=False)
+        self.action_scale = nn.Buffer((high - low) / 2, persistent=False)
+        self.action_bias = nn.Buffer((high + low) / 2, persistent=False)
 
     def random_action(self, obs: Tensor) -> Tensor:
         """Uniform within the bounds, [S, B, A]."""
@@ -214,7 +211,6 @@ class Replay:
         self.count = torch.zeros(num_seeds, 1, dtype=torch.int64, device=device)  # stored so far
         self.seed_index = torch.arange(num_seeds, device=device)[:, None]
 
-    @torch.no_grad()
     def add(self, rows: Tensor, valid: Tensor) -> None:
         """Store rows [S, N, D] where valid [S, N], over the oldest ones."""
         place = (self.count + valid.cumsum(1) - 1) % self.capacity
@@ -287,7 +283,7 @@ def train(args: Args) -> list[Path]:
     S, N, last = args.num_seeds, args.num_envs, args.trained_timesteps
     device = select_device(args)
     on_cuda = device.type == "cuda"
-    folders, saved = find_checkpoint(args, device)
+    folders, saved = find_checkpoint(args)
     step = refill_from = saved["global_step"] if saved else 0  # the replay is empty there
     envs = make_envs(args, spaced_seeds(args, N, 0, step))  # a simulator cannot be saved: resuming starts new episodes
     check_task(envs, args, gymnasium.spaces.Box)
@@ -308,7 +304,8 @@ def train(args: Args) -> list[Path]:
     if saved:
         restore(state, saved.pop("state"))
         if refill_from and step < last:
-            print(f"without --save-replay, {args.learning_starts} steps refill the replay before learning goes on")
+            lost = min(args.learning_starts, last - step)
+            print(f"without --save-replay, {lost} of the {last - step} steps left refill the replay, without learning")
     # After a resumption the policy refills the replay or, if it has never been updated, random actions do
     random_until = args.learning_starts + (0 if state["actor_adam.0.step"].any() else refill_from)
     failed = diverged(agent)
@@ -337,8 +334,7 @@ def train(args: Args) -> list[Path]:
             parts = (agent, critic, agent_target, critic_target, actor_optimizer, critic_optimizer, replay, args)
             torch._foreach_add_(list(losses.values()), list(gradient_step(*parts).values()))
 
-    act, store, learn = (capture(f, touched, args, device) for f in (act, store, learn))  # on CUDA: recorded graphs
-    torch._foreach_zero_(list(losses.values()))  # drop what the warm-up left
+    act, store, learn = (capture(f, touched | losses, args, device) for f in (act, store, learn))  # on CUDA: graphs
     torch.manual_seed(spaced_seeds(args, 1, 2, step)[0])  # noise and samples of all seeds come from one stream
 
     next_obs, skip, owed, updates = envs.reset()[0].reshape(S, N, -1), np.zeros((S, N), bool), 0.0, 0
@@ -416,10 +412,11 @@ def refuse(message: str, error: BaseException | None = None) -> NoReturn:
 
 
 def check_ranges(args: Args) -> None:
-    """Refuse what no training can use: sizes below 1, negative or infinite coefficients, NaN."""
-    ranges = {"gamma": (0, 1), "gae_lambda": (0, 1), "tau": (0, 1)}
+    """Refuse what no training can use: numbers out of range, NaN, names that no folder can have, and the like."""
+    ranges = {"gamma": (0, 1), "gae_lambda": (0, 1), "tau": (0, 1), "line_search_decay": (0, 1)}
     ranges |= {"log_std_init": (-99, 2**53), "log_std_min": (-99, 2**53)}
-    ranges |= {"seed": (0, 2**53), "total_timesteps": (1, 2**53), "learning_starts": (1, 2**53)}
+    ranges |= {"seed": (0, 2**32 - 1)}  # of a larger one torch's CPU generator takes 32 bits
+    ranges |= {"total_timesteps": (1, 2**53), "learning_starts": (1, 2**53)}
     ranges |= {"env_threads": (0, 2**10), "torch_threads": (0, 2**10), "utd_ratio": (0, 2**10)}
     ranges |= {"num_evaluations": (0, 2**20), "line_search_steps": (0, 2**20), "hidden_size": (0, 2**20)}
     ranges |= {"buffer_size": (1, 2**24)}  # rows are drawn by a float32, which has 24 bits
@@ -462,7 +459,7 @@ def select_device(args: Args) -> torch.device:
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
             mallopt(-4, 0)  # M_MMAP_MAX: and large arrays come from it
-    return device if device.type == "cuda" else torch.device("cpu")  # what is saved on cpu:0 cannot be loaded
+    return device
 
 
 # ---------------------------------------------------------------------------------------------------------- Environment
@@ -493,15 +490,14 @@ def make_envs(args: Args, env_seeds: list[int], render_mode: str | None = None) 
     threads = min(args.env_threads or usable_cores(), len(env_seeds))
     pool = {"num_envs": len(env_seeds), "num_threads": threads, "env_seed": env_seeds, "render_mode": render_mode}
     try:
-        settings = task_settings(args.env_id, args.env_kwargs)
-        return envpool.make(args.env_id, "gymnasium", **pool, **settings)
+        return envpool.make(args.env_id, "gymnasium", **pool, **task_settings(args.env_id, args.env_kwargs))
     except Exception as error:  # libraries or files that are missing, a value that the task cannot take
         refuse(f"EnvPool cannot make {args.env_id} {args.env_kwargs or ''}", error)
 
 
 def spaced_seeds(args: Args, num_envs: int, *stream: int) -> list[int]:
-    """`num_envs` environment seeds per agent. Neighbouring seeds share none, nor do two streams of the same seed: 0, 1
-    or 2 (training, evaluation, noise) and the step at which it starts."""
+    """`num_envs` environment seeds per agent. Neighbouring seeds share none but by chance, nor do two streams of the
+    same seed: 0, 1 or 2 (training, evaluation, noise) and the step at which it starts."""
     sequences = [np.random.SeedSequence((args.seed + k, *stream)) for k in range(args.num_seeds)]
     return np.concatenate([sequence.generate_state(num_envs) >> 1 for sequence in sequences]).tolist()  # int32
 
@@ -643,12 +639,12 @@ def save(path: Path, kind: str, **content: Any) -> None:
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
-def load(path: Path, kind: str, device: torch.device, optional: bool = False) -> dict[str, Any]:
+def load(path: Path, kind: str, optional: bool = False) -> dict[str, Any]:
     """Read what `save` wrote; what another script wrote is refused or, if `optional`, empty. Only tensors and plain
     values are let in: a hostile file cannot run code."""
     path = path / f"{kind}.pt" if path.is_dir() else path
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
         found = content["kind"]
     except Exception as error:  # missing, truncated, corrupt and foreign files fail in many ways
         refuse(f"{path} cannot be read as {kind}", error)
@@ -692,7 +688,7 @@ def save_run(args: Args, log: RunLog, agent: nn.Module, state: dict[str, Tensor]
     return failed
 
 
-def find_checkpoint(args: Args, device: torch.device) -> tuple[list[Path], dict[str, Any] | None]:
+def find_checkpoint(args: Args) -> tuple[list[Path], dict[str, Any] | None]:
     """The folders and the content of the checkpoint to go on from; none if there is none."""
     candidates = [] if args.resume is None else [Path(args.resume).resolve()]
     if args.resume == "auto":
@@ -700,7 +696,7 @@ def find_checkpoint(args: Args, device: torch.device) -> tuple[list[Path], dict[
         found = [path for path in Path(args.run_dir).glob("*/checkpoint.pt") if path.parent.name.startswith(name)]
         candidates = sorted(found, key=lambda path: path.parent.name.rpartition("__")[2], reverse=True)
     for path in candidates:
-        saved = load(path, "checkpoint", device, optional=args.resume == "auto")
+        saved = load(path, "checkpoint", optional=args.resume == "auto")
         now, then = asdict(args), saved.get("args", {})  # empty for what another script has written
         names = [name for name in now if now[name] != then.get(name) and name not in ("resume", "run_dir")]
         if now["total_timesteps"] > then.get("total_timesteps", 0):  # a run may be made longer
@@ -797,7 +793,7 @@ def evaluate_saved(args: Args) -> None:
     """--evaluate: what a trained agent does on its task, printed and, by episode, written to evaluation.csv in its
     folder; --env-kwargs changes the task, --capture-video films it."""
     device, path = select_device(args), Path(args.evaluate or "")
-    saved = load(path, "agent", device)
+    saved = load(path, "agent")
     folder = path if path.is_dir() else path.parent
     kept = {name: getattr(args, name) for name in ("device", "env_threads", "final_eval_episodes", "capture_video")}
     args = Args(**saved["args"] | kept | {"env_kwargs": saved["args"]["env_kwargs"] | args.env_kwargs})

@@ -42,7 +42,7 @@ Details that matter:
     updates.
  3. Next-step auto-reset: the step after `done` ignores its action and returns the first observation of the new
     episode. That row is not a transition: `valid` masks it out of every loss and statistic.
- 4. obs[t + 1] is the true next observation of every valid row, including an episode's last. So with a learned V
+ 4. With a learned V, obs[t + 1] is the true next observation of every valid row, including an episode's last. So
     truncation bootstraps from V(obs[t + 1]); termination does not. With none or mean, truncation is an end as well.
  5. A policy is a softmax over actions or a normal, depending on the action space, of a network or (--hidden-size 0)
     linear; the algorithm is the same. But V is linear then as well, and bootstrapping from a V that cannot fit follows
@@ -117,7 +117,7 @@ class Args:
     # Algorithm
     baseline: Literal["none", "mean", "value"] = "value"  # mean: a moving average; value: a learned V(s)
     reward_to_go: bool = True  # weight an action by what follows it; else by R(tau), with baseline none or mean
-    discount_visitation: bool = False  # keep the factor gamma^t of the theorem
+    discount_visitation: bool = False  # keep the factor gamma^t of the theorem; the entropy bonus has none
     num_steps: int = 64  # with baseline value: steps of each environment per iteration
     horizon: int = 1000  # with baseline none or mean: steps after which an episode is cut
     learning_rate: float = 3e-3  # initial learning rate of Adam
@@ -181,9 +181,7 @@ class Linear(nn.Module):
         return torch.baddbmm(self.bias, x, self.weight)
 
 
-def mlp(
-    sizes: list[int], activation: Callable[[], nn.Module], last_gain: float, generators: list[torch.Generator]
-) -> nn.Sequential:
+def mlp(sizes: list[int], activation: Callable, last_gain: float, generators: list[torch.Generator]) -> nn.Sequential:
     """Layers of these sizes, the last one linear, for all seeds; hidden layers of size 0 are left out."""
     sizes = [size for size in sizes if size]
     layers: list[nn.Module] = []
@@ -213,10 +211,9 @@ class Agent(nn.Module):
         self.log_std = nn.Parameter(torch.full((S, 1, self.action_dim), args.log_std_init))
         low, high = torch.tensor(action_space.low).float().ravel(), torch.tensor(action_space.high).float().ravel()
         bounded = low.isfinite() & high.isfinite() & (low < high)  # else the policy's unit is the task's own
-        self.register_buffer("action_low", low, persistent=False)
-        self.register_buffer("action_high", high, persistent=False)
-        self.register_buffer("action_scale", torch.where(bounded, (high - low) / 2, 1.0), persistent=False)
-        self.register_buffer("action_bias", torch.where(bounded, (high + low) / 2, 0.0), persistent=False)
+        self.action_low, self.action_high = nn.Buffer(low, persistent=False), nn.Buffer(high, persistent=False)
+        self.action_scale = nn.Buffer(torch.where(bounded, (high - low) / 2, 1.0), persistent=False)
+        self.action_bias = nn.Buffer(torch.where(bounded, (high + low) / 2, 0.0), persistent=False)
 
     def normalize(self, obs: Tensor) -> Tensor:
         return ((obs - self.obs_stats.mean) * (self.obs_stats.var + 1e-8).rsqrt()).clamp(-10, 10)
@@ -243,9 +240,9 @@ class RunningMeanStd(nn.Module):
 
     def __init__(self, num_seeds: int, size: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(num_seeds, 1, size))
-        self.register_buffer("var", torch.ones(num_seeds, 1, size))
-        self.register_buffer("count", torch.zeros(num_seeds, 1, 1))
+        self.mean = nn.Buffer(torch.zeros(num_seeds, 1, size))
+        self.var = nn.Buffer(torch.ones(num_seeds, 1, size))
+        self.count = nn.Buffer(torch.zeros(num_seeds, 1, 1))
 
     @torch.no_grad()
     def update(self, x: Tensor, valid: Tensor) -> None:
@@ -399,7 +396,7 @@ def update(
         with torch.no_grad():
             agent.log_std.clamp_(min=args.log_std_min)
     agent.obs_stats.update(seeds_first(rollout["obs"][:-1]), valid)
-    variance = masked_var(returns, valid)  # where that is 0, nothing is explained
+    variance = masked_var(returns, valid)  # 0 where all are equal
     explained = (variance - masked_var(error.detach(), valid)) / variance.clamp(min=1e-8)
     terms = (p_loss, v_loss, masked_mean(policy_entropy, valid), grad_norm, explained)
     return {name: term.detach() for name, term in zip(LOSSES, terms, strict=True)}
@@ -414,7 +411,7 @@ def train(args: Args) -> list[Path]:
     last, room = args.trained_timesteps, args.total_timesteps - args.batch_size  # past `room` no longest batch fits
     device = select_device(args)
     on_cuda = device.type == "cuda"
-    folders, saved = find_checkpoint(args, device)
+    folders, saved = find_checkpoint(args)
     step = saved["global_step"] if saved else 0
     envs = make_envs(args, spaced_seeds(args, N, 0, step))  # a simulator cannot be saved: resuming starts new episodes
     check_task(envs, args, gymnasium.spaces.Box, gymnasium.spaces.Discrete)
@@ -453,8 +450,7 @@ def train(args: Args) -> list[Path]:
         for name, value in gradient_step(agent, optimizer, rollout, carry, average, args).items():
             losses[name].add_(value)
 
-    act, learn = (capture(f, state, args, device) for f in (act, learn))  # on CUDA: recorded graphs
-    torch._foreach_zero_([carry, *losses.values()])  # drop what the warm-up left
+    act, learn = (capture(f, state | losses | {"carry": carry}, args, device) for f in (act, learn))  # on CUDA: graphs
     torch.manual_seed(spaced_seeds(args, 1, 2, step)[0])  # the noise of all seeds comes from one stream
 
     next_obs, iterations, stop, saved_at = envs.reset()[0], 0, False, time.perf_counter()
@@ -538,10 +534,11 @@ def refuse(message: str, error: BaseException | None = None) -> NoReturn:
 
 
 def check_ranges(args: Args) -> None:
-    """Refuse what no training can use: sizes below 1, negative or infinite coefficients, NaN."""
-    ranges = {"gamma": (0, 1), "gae_lambda": (0, 1), "tau": (0, 1)}
+    """Refuse what no training can use: numbers out of range, NaN, names that no folder can have, and the like."""
+    ranges = {"gamma": (0, 1), "gae_lambda": (0, 1), "tau": (0, 1), "line_search_decay": (0, 1)}
     ranges |= {"log_std_init": (-99, 2**53), "log_std_min": (-99, 2**53)}
-    ranges |= {"seed": (0, 2**53), "total_timesteps": (1, 2**53), "learning_starts": (1, 2**53)}
+    ranges |= {"seed": (0, 2**32 - 1)}  # of a larger one torch's CPU generator takes 32 bits
+    ranges |= {"total_timesteps": (1, 2**53), "learning_starts": (1, 2**53)}
     ranges |= {"env_threads": (0, 2**10), "torch_threads": (0, 2**10), "utd_ratio": (0, 2**10)}
     ranges |= {"num_evaluations": (0, 2**20), "line_search_steps": (0, 2**20), "hidden_size": (0, 2**20)}
     ranges |= {"buffer_size": (1, 2**24)}  # rows are drawn by a float32, which has 24 bits
@@ -584,7 +581,7 @@ def select_device(args: Args) -> torch.device:
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
             mallopt(-4, 0)  # M_MMAP_MAX: and large arrays come from it
-    return device if device.type == "cuda" else torch.device("cpu")  # what is saved on cpu:0 cannot be loaded
+    return device
 
 
 # ---------------------------------------------------------------------------------------------------------- Environment
@@ -615,15 +612,14 @@ def make_envs(args: Args, env_seeds: list[int], render_mode: str | None = None) 
     threads = min(args.env_threads or usable_cores(), len(env_seeds))
     pool = {"num_envs": len(env_seeds), "num_threads": threads, "env_seed": env_seeds, "render_mode": render_mode}
     try:
-        settings = task_settings(args.env_id, args.env_kwargs)
-        return envpool.make(args.env_id, "gymnasium", **pool, **settings)
+        return envpool.make(args.env_id, "gymnasium", **pool, **task_settings(args.env_id, args.env_kwargs))
     except Exception as error:  # libraries or files that are missing, a value that the task cannot take
         refuse(f"EnvPool cannot make {args.env_id} {args.env_kwargs or ''}", error)
 
 
 def spaced_seeds(args: Args, num_envs: int, *stream: int) -> list[int]:
-    """`num_envs` environment seeds per agent. Neighbouring seeds share none, nor do two streams of the same seed: 0, 1
-    or 2 (training, evaluation, noise) and the step at which it starts."""
+    """`num_envs` environment seeds per agent. Neighbouring seeds share none but by chance, nor do two streams of the
+    same seed: 0, 1 or 2 (training, evaluation, noise) and the step at which it starts."""
     sequences = [np.random.SeedSequence((args.seed + k, *stream)) for k in range(args.num_seeds)]
     return np.concatenate([sequence.generate_state(num_envs) >> 1 for sequence in sequences]).tolist()  # int32
 
@@ -765,12 +761,12 @@ def save(path: Path, kind: str, **content: Any) -> None:
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
-def load(path: Path, kind: str, device: torch.device, optional: bool = False) -> dict[str, Any]:
+def load(path: Path, kind: str, optional: bool = False) -> dict[str, Any]:
     """Read what `save` wrote; what another script wrote is refused or, if `optional`, empty. Only tensors and plain
     values are let in: a hostile file cannot run code."""
     path = path / f"{kind}.pt" if path.is_dir() else path
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
         found = content["kind"]
     except Exception as error:  # missing, truncated, corrupt and foreign files fail in many ways
         refuse(f"{path} cannot be read as {kind}", error)
@@ -814,7 +810,7 @@ def save_run(args: Args, log: RunLog, agent: nn.Module, state: dict[str, Tensor]
     return failed
 
 
-def find_checkpoint(args: Args, device: torch.device) -> tuple[list[Path], dict[str, Any] | None]:
+def find_checkpoint(args: Args) -> tuple[list[Path], dict[str, Any] | None]:
     """The folders and the content of the checkpoint to go on from; none if there is none."""
     candidates = [] if args.resume is None else [Path(args.resume).resolve()]
     if args.resume == "auto":
@@ -822,7 +818,7 @@ def find_checkpoint(args: Args, device: torch.device) -> tuple[list[Path], dict[
         found = [path for path in Path(args.run_dir).glob("*/checkpoint.pt") if path.parent.name.startswith(name)]
         candidates = sorted(found, key=lambda path: path.parent.name.rpartition("__")[2], reverse=True)
     for path in candidates:
-        saved = load(path, "checkpoint", device, optional=args.resume == "auto")
+        saved = load(path, "checkpoint", optional=args.resume == "auto")
         now, then = asdict(args), saved.get("args", {})  # empty for what another script has written
         names = [name for name in now if now[name] != then.get(name) and name not in ("resume", "run_dir")]
         if now["total_timesteps"] > then.get("total_timesteps", 0):  # a run may be made longer
@@ -919,7 +915,7 @@ def evaluate_saved(args: Args) -> None:
     """--evaluate: what a trained agent does on its task, printed and, by episode, written to evaluation.csv in its
     folder; --env-kwargs changes the task, --capture-video films it."""
     device, path = select_device(args), Path(args.evaluate or "")
-    saved = load(path, "agent", device)
+    saved = load(path, "agent")
     folder = path if path.is_dir() else path.parent
     kept = {name: getattr(args, name) for name in ("device", "env_threads", "final_eval_episodes", "capture_video")}
     args = Args(**saved["args"] | kept | {"env_kwargs": saved["args"]["env_kwargs"] | args.env_kwargs})

@@ -8,7 +8,8 @@ The idea: what matters about a step is how far it moves the policy, not how far 
 step by KL divergence, go in the direction that gains most per unit of it, and no further than the batch supports.
 
     J = E[ sum_t gamma^t r_t ]                                               objective
-    max_theta  L(theta) = E_old[ ratio * A ],  ratio = pi(a|s) / pi_old(a|s)           eq. 14, with A for its Q
+    E_pi[ A ] = E_old[ ratio * A ],  ratio = pi(a|s) / pi_old(a|s)           importance sampling
+    max_theta  L(theta) = E_old[ ratio * A ]                                 eq. 14, with A for its Q
     such that  E[ KL(pi_old, pi) ] <= target_kl                              the trust region
     g = grad L,  F = Hessian of the mean KL = Fisher matrix                  both at theta_old
     x = F^-1 g,  x^T F x = g^T F^-1 g                                        natural gradient
@@ -41,9 +42,9 @@ Details that matter:
  5. So the line search is a safeguard, and seldom shortens a step (losses/step_length stays 1). The longest good
     candidate is taken; where none is good, the parameters stay exactly as they were (losses/accepted is 0).
  6. Observations are centred and divided by their running standard deviation, whose statistics take in a batch only
-    after its update. Rewards are not centred, but divided by the running standard deviation of an episode's discounted
-    sum of rewards so far, this batch included. Both are clipped to +-10. Evaluation freezes the statistics and reports
-    the task's own return.
+    once it is normalised. Rewards are not centred, but divided by the running standard deviation of an episode's
+    discounted sum of rewards so far, this batch included. Both are clipped to +-10. Evaluation freezes the statistics
+    and reports the task's own return.
  7. A policy is a softmax over actions or a normal, depending on the action space. The unit of a normal is half the
     action range; actions are scaled and clipped to the task's bounds for the simulator only; the log-probability is
     that of the unclipped action. The normal's standard deviation sigma has a floor: the gradient of the mean grows like
@@ -176,9 +177,7 @@ class Linear(nn.Module):
         return torch.baddbmm(self.bias, x, self.weight)
 
 
-def mlp(
-    sizes: list[int], activation: Callable[[], nn.Module], last_gain: float, generators: list[torch.Generator]
-) -> nn.Sequential:
+def mlp(sizes: list[int], activation: Callable, last_gain: float, generators: list[torch.Generator]) -> nn.Sequential:
     """Layers of these sizes, the last one linear, for all seeds; hidden layers of size 0 are left out."""
     sizes = [size for size in sizes if size]
     layers: list[nn.Module] = []
@@ -208,10 +207,9 @@ class Agent(nn.Module):
         self.log_std = nn.Parameter(torch.full((S, 1, self.action_dim), args.log_std_init))
         low, high = torch.tensor(action_space.low).float().ravel(), torch.tensor(action_space.high).float().ravel()
         bounded = low.isfinite() & high.isfinite() & (low < high)  # else the policy's unit is the task's own
-        self.register_buffer("action_low", low, persistent=False)
-        self.register_buffer("action_high", high, persistent=False)
-        self.register_buffer("action_scale", torch.where(bounded, (high - low) / 2, 1.0), persistent=False)
-        self.register_buffer("action_bias", torch.where(bounded, (high + low) / 2, 0.0), persistent=False)
+        self.action_low, self.action_high = nn.Buffer(low, persistent=False), nn.Buffer(high, persistent=False)
+        self.action_scale = nn.Buffer(torch.where(bounded, (high - low) / 2, 1.0), persistent=False)
+        self.action_bias = nn.Buffer(torch.where(bounded, (high + low) / 2, 0.0), persistent=False)
 
     def normalize(self, obs: Tensor) -> Tensor:
         return ((obs - self.obs_stats.mean) * (self.obs_stats.var + 1e-8).rsqrt()).clamp(-10, 10)
@@ -248,9 +246,9 @@ class RunningMeanStd(nn.Module):
 
     def __init__(self, num_seeds: int, size: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(num_seeds, 1, size))
-        self.register_buffer("var", torch.ones(num_seeds, 1, size))
-        self.register_buffer("count", torch.zeros(num_seeds, 1, 1))
+        self.mean = nn.Buffer(torch.zeros(num_seeds, 1, size))
+        self.var = nn.Buffer(torch.ones(num_seeds, 1, size))
+        self.count = nn.Buffer(torch.zeros(num_seeds, 1, 1))
 
     @torch.no_grad()
     def update(self, x: Tensor, valid: Tensor) -> None:
@@ -382,9 +380,7 @@ def unflatten(vectors: Tensor, like: list[Tensor]) -> list[Tensor]:
     return [part.reshape(-1, *tensor.shape[1:]) for part, tensor in zip(parts, like, strict=True)]
 
 
-def fisher_product(
-    policy: tuple[Tensor, ...], kl: Tensor, parameters: list[Tensor], damping: float
-) -> Callable[[Tensor], Tensor]:
+def fisher_product(policy: tuple[Tensor, ...], kl: Tensor, parameters: list[Tensor], damping: float) -> Callable:
     """The product v -> (F + damping * I) v, [S, P], F the Hessian of the mean KL, [S], at the old parameters. There the
     gradient of the KL is 0, and F = D^T M D: D the Jacobian of the policy's outputs, M the Hessian of the KL by these.
     The three in turn cost about half of grad((grad KL)^T v), whose other terms are 0."""
@@ -472,7 +468,7 @@ def update_policy(agent: Agent, batch: dict[str, Tensor], args: Args) -> dict[st
         losses["approx_kl"] = masked_mean(kl_divergence(old_policy, policy), valid)
         losses["entropy"] = masked_mean(entropy(policy), valid)
         error = batch["returns"] - agent.critic(batch["obs"]).squeeze(-1)  # of the values that made the advantages
-        variance = masked_var(batch["returns"], valid)  # where that is 0, nothing is explained
+        variance = masked_var(batch["returns"], valid)  # 0 where all are equal
         losses["explained_variance"] = (variance - masked_var(error, valid)) / variance.clamp(min=1e-8)
     return losses | {"accepted": (length > 0).float(), "step_length": length}
 
@@ -495,7 +491,7 @@ def train(args: Args) -> list[Path]:
     S, N, T, last = args.num_seeds, args.num_envs, args.num_steps, args.trained_timesteps
     device = select_device(args)
     on_cuda = device.type == "cuda"
-    folders, saved = find_checkpoint(args, device)
+    folders, saved = find_checkpoint(args)
     step = saved["global_step"] if saved else 0
     envs = make_envs(args, spaced_seeds(args, N, 0, step))  # a simulator cannot be saved: resuming starts new episodes
     check_task(envs, args, gymnasium.spaces.Box, gymnasium.spaces.Discrete)
@@ -534,6 +530,7 @@ def train(args: Args) -> list[Path]:
     def prepare() -> None:
         for name, tensor in compute_targets(agent, rollout, carry, args).items():
             batch[name].copy_(tensor)
+        agent.obs_stats.update(seeds_first(rollout["obs"][:-1]), batch["valid"])  # batch["obs"] is normalised already
 
     def improve_policy() -> None:
         for name, value in update_policy(agent, batch, args).items():
@@ -547,13 +544,10 @@ def train(args: Args) -> list[Path]:
             for name, value in critic_step(agent, optimizer, minibatch).items():
                 losses[name].add_(value / (args.value_epochs * args.num_minibatches))
 
-    def finish() -> None:  # what waits for the last epoch
-        agent.obs_stats.update(seeds_first(rollout["obs"][:-1]), batch["valid"])
-
-    act, prepare, improve_policy, critic_epoch, finish = (
-        capture(f, state, args, device) for f in (act, prepare, improve_policy, critic_epoch, finish)
+    moved = state | losses | {"carry": carry}
+    act, prepare, improve_policy, critic_epoch = (
+        capture(f, moved, args, device) for f in (act, prepare, improve_policy, critic_epoch)
     )
-    torch._foreach_zero_([carry, *losses.values()])  # drop what the warm-up left
     torch.manual_seed(spaced_seeds(args, 1, 2, step)[0])  # noise and minibatches of all seeds come from one stream
 
     next_obs, done = envs.reset()[0], np.zeros((S, N), bool)
@@ -584,7 +578,6 @@ def train(args: Args) -> list[Path]:
             improve_policy()
             for _ in range(args.value_epochs):
                 critic_epoch()
-            finish()
             step, iterations = step + args.batch_size, iterations + 1
 
             # Report
@@ -628,10 +621,11 @@ def refuse(message: str, error: BaseException | None = None) -> NoReturn:
 
 
 def check_ranges(args: Args) -> None:
-    """Refuse what no training can use: sizes below 1, negative or infinite coefficients, NaN."""
-    ranges = {"gamma": (0, 1), "gae_lambda": (0, 1), "tau": (0, 1)}
+    """Refuse what no training can use: numbers out of range, NaN, names that no folder can have, and the like."""
+    ranges = {"gamma": (0, 1), "gae_lambda": (0, 1), "tau": (0, 1), "line_search_decay": (0, 1)}
     ranges |= {"log_std_init": (-99, 2**53), "log_std_min": (-99, 2**53)}
-    ranges |= {"seed": (0, 2**53), "total_timesteps": (1, 2**53), "learning_starts": (1, 2**53)}
+    ranges |= {"seed": (0, 2**32 - 1)}  # of a larger one torch's CPU generator takes 32 bits
+    ranges |= {"total_timesteps": (1, 2**53), "learning_starts": (1, 2**53)}
     ranges |= {"env_threads": (0, 2**10), "torch_threads": (0, 2**10), "utd_ratio": (0, 2**10)}
     ranges |= {"num_evaluations": (0, 2**20), "line_search_steps": (0, 2**20), "hidden_size": (0, 2**20)}
     ranges |= {"buffer_size": (1, 2**24)}  # rows are drawn by a float32, which has 24 bits
@@ -674,7 +668,7 @@ def select_device(args: Args) -> torch.device:
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
             mallopt(-4, 0)  # M_MMAP_MAX: and large arrays come from it
-    return device if device.type == "cuda" else torch.device("cpu")  # what is saved on cpu:0 cannot be loaded
+    return device
 
 
 # ---------------------------------------------------------------------------------------------------------- Environment
@@ -705,15 +699,14 @@ def make_envs(args: Args, env_seeds: list[int], render_mode: str | None = None) 
     threads = min(args.env_threads or usable_cores(), len(env_seeds))
     pool = {"num_envs": len(env_seeds), "num_threads": threads, "env_seed": env_seeds, "render_mode": render_mode}
     try:
-        settings = task_settings(args.env_id, args.env_kwargs)
-        return envpool.make(args.env_id, "gymnasium", **pool, **settings)
+        return envpool.make(args.env_id, "gymnasium", **pool, **task_settings(args.env_id, args.env_kwargs))
     except Exception as error:  # libraries or files that are missing, a value that the task cannot take
         refuse(f"EnvPool cannot make {args.env_id} {args.env_kwargs or ''}", error)
 
 
 def spaced_seeds(args: Args, num_envs: int, *stream: int) -> list[int]:
-    """`num_envs` environment seeds per agent. Neighbouring seeds share none, nor do two streams of the same seed: 0, 1
-    or 2 (training, evaluation, noise) and the step at which it starts."""
+    """`num_envs` environment seeds per agent. Neighbouring seeds share none but by chance, nor do two streams of the
+    same seed: 0, 1 or 2 (training, evaluation, noise) and the step at which it starts."""
     sequences = [np.random.SeedSequence((args.seed + k, *stream)) for k in range(args.num_seeds)]
     return np.concatenate([sequence.generate_state(num_envs) >> 1 for sequence in sequences]).tolist()  # int32
 
@@ -855,12 +848,12 @@ def save(path: Path, kind: str, **content: Any) -> None:
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
-def load(path: Path, kind: str, device: torch.device, optional: bool = False) -> dict[str, Any]:
+def load(path: Path, kind: str, optional: bool = False) -> dict[str, Any]:
     """Read what `save` wrote; what another script wrote is refused or, if `optional`, empty. Only tensors and plain
     values are let in: a hostile file cannot run code."""
     path = path / f"{kind}.pt" if path.is_dir() else path
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
         found = content["kind"]
     except Exception as error:  # missing, truncated, corrupt and foreign files fail in many ways
         refuse(f"{path} cannot be read as {kind}", error)
@@ -904,7 +897,7 @@ def save_run(args: Args, log: RunLog, agent: nn.Module, state: dict[str, Tensor]
     return failed
 
 
-def find_checkpoint(args: Args, device: torch.device) -> tuple[list[Path], dict[str, Any] | None]:
+def find_checkpoint(args: Args) -> tuple[list[Path], dict[str, Any] | None]:
     """The folders and the content of the checkpoint to go on from; none if there is none."""
     candidates = [] if args.resume is None else [Path(args.resume).resolve()]
     if args.resume == "auto":
@@ -912,7 +905,7 @@ def find_checkpoint(args: Args, device: torch.device) -> tuple[list[Path], dict[
         found = [path for path in Path(args.run_dir).glob("*/checkpoint.pt") if path.parent.name.startswith(name)]
         candidates = sorted(found, key=lambda path: path.parent.name.rpartition("__")[2], reverse=True)
     for path in candidates:
-        saved = load(path, "checkpoint", device, optional=args.resume == "auto")
+        saved = load(path, "checkpoint", optional=args.resume == "auto")
         now, then = asdict(args), saved.get("args", {})  # empty for what another script has written
         names = [name for name in now if now[name] != then.get(name) and name not in ("resume", "run_dir")]
         if now["total_timesteps"] > then.get("total_timesteps", 0):  # a run may be made longer
@@ -1009,7 +1002,7 @@ def evaluate_saved(args: Args) -> None:
     """--evaluate: what a trained agent does on its task, printed and, by episode, written to evaluation.csv in its
     folder; --env-kwargs changes the task, --capture-video films it."""
     device, path = select_device(args), Path(args.evaluate or "")
-    saved = load(path, "agent", device)
+    saved = load(path, "agent")
     folder = path if path.is_dir() else path.parent
     kept = {name: getattr(args, name) for name in ("device", "env_threads", "final_eval_episodes", "capture_video")}
     args = Args(**saved["args"] | kept | {"env_kwargs": saved["args"]["env_kwargs"] | args.env_kwargs})

@@ -59,6 +59,8 @@ def task_warnings(a: list[Run], b: list[Run]) -> list[str]:
         if len(runs) < FEW:
             plural = "s" * (len(runs) > 1)
             warnings.append(f"{side} has {len(runs)} seed{plural}: {FEW} or more make intervals that can be relied on")
+        if any(run.refilled for run in runs):
+            warnings.append(f"{side} has runs resumed without their replay, which learned less than their steps say")
         if names := mixed(runs):
             warnings.append(f"{side} mixes runs of different {', '.join(names)}")
         if len({run.trained_timesteps for run in runs}) > 1:

@@ -37,6 +37,11 @@ def finished(step: int, args: dict[str, Any], trained_timesteps: int) -> bool:
     return step == trained_timesteps
 
 
+def refilled(meta: dict[str, Any]) -> bool:
+    """Whether DDPG or SAC was resumed without its replay: while that is refilled, nothing is learned."""
+    return bool(meta.get("resumed")) and meta["args"].get("save_replay") is False
+
+
 def read_result(folder: Path) -> dict[int, dict[str, np.ndarray]]:
     """The columns of a result by seed. Raises ValueError, naming the folder, if it is cut off or inconsistent."""
     with naming(folder):
@@ -91,6 +96,7 @@ class Run:
     diverged: bool = False  # at its end, with nothing to show in an evaluation that was asked for
     started: int = 0  # seconds since 1970, of a run folder
     versions: dict[str, str] = field(default_factory=dict)  # of Python and the packages that decide what is learned
+    refilled: bool = False  # resumed without its replay
 
     @property
     def seed(self) -> int:
@@ -113,7 +119,8 @@ def read_runs(folder: Path) -> list[Run]:
             meta = json.loads(path.read_text())
             for seed, own in columns.items():
                 args, final = meta["args"] | {"seed": seed}, float(own["eval_return"][-1])
-                runs.append(Run(path.parent, args, meta["trained_timesteps"], final, versions=meta.get("versions", {})))
+                kept = {"versions": meta.get("versions", {}), "refilled": refilled(meta)}
+                runs.append(Run(path.parent, args, meta["trained_timesteps"], final, **kept))
     for path in sorted(folder.rglob("config.json")):
         with naming(path):
             config = json.loads(path.read_text())
@@ -135,4 +142,5 @@ def read_run(folder: Path, config: dict[str, Any]) -> Run:
     diverged = bool(ended and args["num_evaluations"] and not np.isfinite(final))
     stamp = folder.name.rpartition("__")[2]
     started = int(stamp) if stamp.isdecimal() else 0
-    return Run(folder, args, steps, float("nan") if diverged else final, diverged, started, config.get("versions", {}))
+    final, versions = float("nan") if diverged else final, config.get("versions", {})
+    return Run(folder, args, steps, final, diverged, started, versions, refilled(config))

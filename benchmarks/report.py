@@ -29,7 +29,7 @@ import stats
 import tyro
 from compare import compare
 from fingerprint import circumstances, differences, fingerprint
-from reading import OF_THE_MACHINE, differing, read_result, read_rows
+from reading import OF_THE_MACHINE, differing, read_result, read_rows, refilled
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -754,6 +754,9 @@ def main(args: Args) -> int:
                     raise ValueError(f"{cell} is of {steps:,} steps, the table of {STEPS:,}: shorter/ is for others")
             if arguments:
                 one_set_of_defaults(algo, arguments)
+        for path in sorted(args.results.glob("**/run.json")):
+            if refilled(json.loads(path.read_text())):
+                complaints.append(f"resumed without its replay, so it learned less than its steps say: {path.parent}")
         files = contents(args, results)
     except ValueError as error:
         print(f"report.py: error: {error}", file=sys.stderr)

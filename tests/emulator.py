@@ -288,8 +288,4 @@ def load_emulated(path, changes=()):
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
     exec(compile(source, path, "exec"), module.__dict__)
-    load = module.load  # torch.load cannot load to this device
-    module.load = lambda path, kind, device, **options: tree_map_only(
-        torch.Tensor, lambda x: x.to(device), load(path, kind, torch.device("cpu"), **options)
-    )
     return module

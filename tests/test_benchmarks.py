@@ -487,6 +487,18 @@ def test_a_table_of_several_settings_is_refused_and_what_is_missing_named(tmp_pa
     assert report.one_set_of_defaults("a2c", {"Ant-v4": {"seed": 1}}) is None
 
 
+def test_a_result_that_learned_nothing_while_its_replay_was_refilled_is_named(tmp_path):
+    for task, kept in (("Ant-v4", True), ("Hopper-v4", False)):
+        write_result(tmp_path / "shorter" / "sac" / task, [1.0, 2.0], save_replay=kept)
+        path = tmp_path / "shorter" / "sac" / task / "run.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"resumed": [{"at_step": 500}]}))
+    words = [sys.executable, str(ROOT / "benchmarks" / "report.py"), "--check", "--no-fingerprints"]
+    done = subprocess.run([*words, "--results", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    complaint = "resumed without its replay, so it learned less than its steps say: "
+    assert [line for line in done.stdout.splitlines() if "replay" in line] == [f"{complaint}{path.parent}"]
+
+
 def test_a_table_of_other_lengths_is_refused(tmp_path):
     write_result(tmp_path / "a2c" / "Hopper-v4", [101.5, 99.0], total_timesteps=4096)
     words = [sys.executable, str(ROOT / "benchmarks" / "report.py"), "--check", "--results"]

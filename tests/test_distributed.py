@@ -225,7 +225,7 @@ def test_another_number_of_ranks_is_refused(ppo, quick, capsys):
     (folder,) = ppo.train(ppo.Args(**quick))
     capsys.readouterr()
     two = ppo.Args(**quick | {"resume": str(folder), "world_size": 2})
-    assert "world_size" in refusal(capsys, lambda: ppo.find_checkpoint(two, torch.device("cpu")))
+    assert "world_size" in refusal(capsys, lambda: ppo.find_checkpoint(two))
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def test_the_newest_run_of_a_command_is_gone_on_with(script, quick, monkeypatch)
     for now in (1e9, 1e9 + 5):
         monkeypatch.setattr(script.time, "time", lambda now=now: now)
         runs += script.train(script.Args(**quick))
-    assert script.find_checkpoint(script.Args(**quick | {"resume": "auto"}), torch.device("cpu"))[0] == runs[1:]
+    assert script.find_checkpoint(script.Args(**quick | {"resume": "auto"}))[0] == runs[1:]
 
 
 def test_checkpoints_are_no_more_frequent_than_asked_for(script, quick, monkeypatch):
@@ -140,7 +140,7 @@ def test_resuming_continues_where_the_run_was_killed(script, quick):
     assert 0 < before["global_step"] < longer["total_timesteps"]
     # the same command with `--resume auto` finds it; shortened is refused, so that the test need not run it all
     args = script.Args(num_seeds=2, **longer | {"resume": "auto"})
-    folders, saved = script.find_checkpoint(args, torch.device("cpu"))
+    folders, saved = script.find_checkpoint(args)
     assert folders[0] == found[0].parent
     assert saved["global_step"] == before["global_step"]
     process = subprocess.Popen(command(script, longer, num_seeds=2, resume="auto"))
@@ -467,7 +467,7 @@ def test_bad_checkpoints_are_refused(script, quick, capsys):
     assert "gamma" in message
     assert "num_envs" in message
     assert "total_timesteps" in refusal(capsys, lambda: script.train(script.Args(**resume | {"total_timesteps": 320})))
-    assert "agent" in refusal(capsys, lambda: script.load(folder / "agent.pt", "checkpoint", torch.device("cpu")))
+    assert "agent" in refusal(capsys, lambda: script.load(folder / "agent.pt", "checkpoint"))
     saved = torch.load(path, weights_only=True)
     whole = path.read_bytes()
     first = next(iter(saved["state"]))
@@ -475,7 +475,7 @@ def test_bad_checkpoints_are_refused(script, quick, capsys):
     assert first in refusal(capsys, lambda: script.train(script.Args(**resume)))
     torch.save(saved | {"kind": "another checkpoint"}, path)  # of another script with the same --exp-name
     assert "another" in refusal(capsys, lambda: script.train(script.Args(**resume)))
-    assert script.find_checkpoint(script.Args(**quick | {"resume": "auto"}), torch.device("cpu")) == ([], None)
+    assert script.find_checkpoint(script.Args(**quick | {"resume": "auto"})) == ([], None)
     for content in (whole[: len(whole) // 2], b"", b"not a checkpoint"):
         path.write_bytes(content)
         assert "cannot be read" in refusal(capsys, lambda: script.train(script.Args(**resume)))

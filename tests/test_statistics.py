@@ -361,6 +361,10 @@ def test_other_versions_are_named_and_other_tools_files_passed_over(tmp_path):
         (tmp_path / "B" / str(i)).mkdir()
         (tmp_path / "B" / str(i) / "config.json").write_text(content)
     assert "trained with different versions of torch: 2.12.0, 2.13.0" in compare(tmp_path / "A", tmp_path / "B")
+    assert "without their replay" not in compare(tmp_path / "A", tmp_path / "B")
+    config = json.loads(path.read_text()) | {"resumed": [{"at_step": 5}]}
+    path.write_text(json.dumps(config | {"args": config["args"] | {"save_replay": False}}))
+    assert "B has runs resumed without their replay" in compare(tmp_path / "A", tmp_path / "B")
     path.write_text(path.read_text()[:-5])
     with pytest.raises(ValueError, match=r"B/Hopper-v4__a2c__2__17/config\.json: "):
         compare(tmp_path / "A", tmp_path / "B")
