@@ -109,13 +109,17 @@ def compare(folder_a: Path, folder_b: Path) -> str:
         raise ValueError(f"no task in common: A has {', '.join(tasks_a)}; B has {', '.join(tasks_b)}")
     warnings = [f"only one of them has {task}: left out" for task in tasks_a.keys() ^ tasks_b.keys()]
     pairs: dict[str, tuple[list[Run], list[Run]]] = {}
+    weaknesses: dict[str, list[str]] = {}  # and the tasks that have them
     for task in common:
         a, b = finished(tasks_a[task], "A", warnings), finished(tasks_b[task], "B", warnings)
         if a and b:
             pairs[task] = a, b
-            warnings += [f"{task}: {warning}" for warning in task_warnings(a, b)]
+            for warning in task_warnings(a, b):
+                weaknesses.setdefault(warning, []).append(task)
     if not pairs:
         raise ValueError("no task on which both have a finished run:\n" + "\n".join(warnings))
+    for warning, tasks in weaknesses.items():
+        warnings.append(f"{', '.join(tasks) if len(tasks) < max(len(pairs), 2) else 'all tasks'}: {warning}")
     lines = [f"A is {folder_a}, B is {folder_b}. Final evaluation returns, intervals at 95 %."]
     changes = {task: ", ".join(changed(*pair)) or "none" for task, pair in pairs.items()}
     if len(set(changes.values())) == 1:

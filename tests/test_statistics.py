@@ -324,6 +324,17 @@ def test_a_comparison_says_what_weakens_it(tmp_path):
     assert "nan" not in text
 
 
+def test_what_weakens_several_tasks_is_said_once(tmp_path):
+    few = "A has 2 seeds: 5 or more make intervals that can be relied on"
+    cases = ("Ant-v4", 2, "Ant-v4"), ("Hopper-v4", 2, "all tasks"), ("Swimmer-v4", 5, "Ant-v4, Hopper-v4")
+    for task, seeds, said in cases:
+        for seed in range(1, seeds + 1):
+            for side in ("A", "B"):
+                write_run(tmp_path / side / task, seed, 100.0 + seed, env_id=task)
+        text = compare(tmp_path / "A", tmp_path / "B")
+        assert [line for line in text.splitlines() if few in line] == [f"warning: {said}: {few}"]
+
+
 def test_seeds_that_diverged_are_not_passed_over(tmp_path):
     """The mean of those that are left is no answer, however much better it is."""
     for seed in range(1, 6):
