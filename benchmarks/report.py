@@ -123,9 +123,8 @@ class Cell:
     task: str
     final: np.ndarray  # final return of each seed
     bar: Bar
-    alike: np.ndarray  # what compares like for like: where the bar is of sampled actions, the final policy's return by
-    # these, or the last 100 training episodes' if that was not measured; else `final`
-    measured: bool  # by sampled actions
+    alike: np.ndarray  # what compares like for like: the final policy's return by sampled actions where the bar is of
+    # such, else `final`
     half: float  # half the width of the interval of mean(final) - bar
     p: float  # of stats.against, with Holm's correction for the number of tests; NaN if the bar has no deviation
     p_alike: float  # the same of `alike`
@@ -140,16 +139,18 @@ class Cell:
 
 
 def all_cells(results: dict[str, dict[str, dict]]) -> list[Cell]:
+    """Raises ValueError where the bar is of sampled actions and sampled.py has not measured ours."""
     bars, cells = published(), []
     for algo, task in ((algo, task) for algo, tasks in results.items() for task in tasks):
         seeds, bar = results[algo][task], bars.get((PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0]), Bar())
-        final, measured = final_returns(seeds), all("sampled_return" in own for own in seeds.values())
-        sampled = np.array([own["sampled_return" if measured else "episodic_return"][-1] for own in seeds.values()])
-        alike = sampled if bar.sampled else final
+        if bar.sampled and not all("sampled_return" in own for own in seeds.values()):
+            raise ValueError(f"{algo} on {task}: the published mean is of sampled actions: run sampled.py first")
+        final = final_returns(seeds)
+        alike = np.array([own["sampled_return"][-1] for own in seeds.values()]) if bar.sampled else final
         (half, p), (_, p_alike) = (stats.against(own, bar.mean, bar.std, bar.seeds) for own in (final, alike))
         if np.isnan(bar.std):  # a test against a mean as if it were exact would find too much
             p = p_alike = np.nan
-        cells.append(Cell(algo, task, final, bar, alike, measured, half, p, p_alike))
+        cells.append(Cell(algo, task, final, bar, alike, half, p, p_alike))
     corrected = stats.holm([cell.p for cell in cells]), stats.holm([cell.p_alike for cell in cells])
     for cell, p, p_alike in zip(cells, *corrected, strict=True):
         cell.p, cell.p_alike = p, p_alike
@@ -176,7 +177,7 @@ def table(results: dict[str, dict[str, dict]]) -> str:
         if outcome and not np.isnan(cell.half):
             outcome += f" ({number(margin - cell.half, '+')} to {number(margin + cell.half, '+')})"
         row = [cell.algo, cell.task, with_spread(cell.final), each, str(cell.bar), outcome, probability(cell.p)]
-        alike = f"{'above' if cell.won_alike else 'below'} with {with_spread(cell.alike)}" + " ‡" * (not cell.measured)
+        alike = f"{'above' if cell.won_alike else 'below'} with {with_spread(cell.alike)}"
         row += [alike if cell.bar.sampled else "", probability(cell.p_alike) if cell.bar.sampled else ""]
         lines.append(f"| {' | '.join(row)} |")
     tested, alike = (np.isfinite([getattr(cell, p) for cell in cells]).sum() for p in ("p", "p_alike"))
@@ -186,8 +187,6 @@ def table(results: dict[str, dict[str, dict]]) -> str:
         " margin's interval takes the published mean as exact and is too narrow. The intervals are not corrected, so"
         " that one may exclude 0 where p is large."
     )
-    if any(cell.bar.sampled and not cell.measured for cell in cells):
-        note += " ‡: the last 100 training episodes of each seed, which are older than the final policy."
     return "\n".join([*lines, "", note])
 
 
@@ -213,16 +212,11 @@ def matrix(results: dict[str, dict[str, dict]]) -> str:
     lines += ["", note]
     if sampled := [cell for cell in compared if cell.bar.sampled]:
         shares = [(algo, [cell.won_alike for cell in compared if cell.algo == algo]) for algo in results]
-        how, rest = "sampled actions of the final policies", "the last 100 training episodes of each seed"
-        old = dict.fromkeys(cell.algo for cell in sampled if not cell.measured)
-        if len(old) == len({cell.algo for cell in sampled}):
-            how = rest
-        elif old:
-            how += f" ({', '.join(old)}, whose agents were not kept: {rest})"
         note = (
             "†: the published mean is of sampled actions, which mostly costs return. Like for like, with these"
-            f" {len(sampled)} cells compared by {how}, {counted(compared, 'won_alike', 'p_alike')}. **Bold** is above"
-            f" like for like: {', '.join(f'{algo} {sum(own)} of {len(own)}' for algo, own in shares if own)}."
+            f" {len(sampled)} cells compared by sampled actions of the final policies,"
+            f" {counted(compared, 'won_alike', 'p_alike')}. **Bold** is above like for like:"
+            f" {', '.join(f'{algo} {sum(own)} of {len(own)}' for algo, own in shares if own)}."
         )
         lines += ["", note]
     return "\n".join(lines)

@@ -390,12 +390,13 @@ def test_parts_of_training_are_timed():
 
 
 def write_result(folder, finals, steps=1000, noise_cost=0.0, first_seed=1, **args):
-    """A gathered result of these final returns, as run.py leaves it; training episodes return noise_cost less."""
+    """A gathered result of these final returns, as run.py and sampled.py leave it; sampled actions return noise_cost
+    less, the last training episodes 1 less than that."""
     folder.mkdir(parents=True)
-    lines = ["seed,global_step,wall_seconds,episodic_return,eval_return,steps_per_second"]
+    lines = ["seed,global_step,wall_seconds,episodic_return,eval_return,steps_per_second,sampled_return"]
     for seed, final in enumerate(finals, first_seed):
-        lines += [f"{seed},{steps * k // 10},1.0,{final * k / 10 - noise_cost:.3f},,10" for k in range(1, 10)]
-        lines += [f"{seed},{steps},1.0,{final - noise_cost:.3f},{final:.3f},10"]
+        lines += [f"{seed},{steps * k // 10},1.0,{final * k / 10 - noise_cost - 1:.3f},,10," for k in range(1, 10)]
+        lines += [f"{seed},{steps},1.0,{final - noise_cost - 1:.3f},{final:.3f},10,{final - noise_cost:.3f}"]
     (folder / "metrics.csv").write_text("\n".join([*lines, ""]))
     args = {"num_seeds": len(finals), "env_id": folder.name, "env_kwargs": {}, "exp_name": folder.parent.name} | args
     args = {"total_timesteps": 1_000_000, "seed": first_seed} | args
