@@ -45,7 +45,7 @@ def test_committed_results_are_complete_and_the_report_is_what_they_give():
     results = sorted((ROOT / "benchmarks" / "results").glob("*/*/run.json"))
     for path in results:
         seeds = reading.read_result(path.parent)
-        assert list(seeds) in ([11, 12, 13, 14, 15], [1, 2, 3, 4, 5])
+        assert list(seeds) == [11, 12, 13, 14, 15]
     words = [sys.executable, str(ROOT / "benchmarks" / "report.py"), "--check", "--no-fingerprints"]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
