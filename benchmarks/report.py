@@ -95,9 +95,9 @@ def random_returns() -> dict[str, float]:
     return {row["env_id"]: float(row["mean_return"]) for row in read_rows(HERE / "results" / "random.csv")}
 
 
-def final_returns(seeds: dict[int, dict[str, np.ndarray]]) -> np.ndarray:
+def final_returns(seeds: dict[int, dict[str, np.ndarray]], kind: str = "eval_return") -> np.ndarray:
     """[seeds]"""
-    return np.array([columns["eval_return"][-1] for columns in seeds.values()])
+    return np.array([columns[kind][-1] for columns in seeds.values()])
 
 
 def number(value: float, sign: str = "") -> str:
@@ -146,7 +146,7 @@ def all_cells(results: dict[str, dict[str, dict]]) -> list[Cell]:
         if bar.sampled and not all("sampled_return" in own for own in seeds.values()):
             raise ValueError(f"{algo} on {task}: the published mean is of sampled actions: run sampled.py first")
         final = final_returns(seeds)
-        alike = np.array([own["sampled_return"][-1] for own in seeds.values()]) if bar.sampled else final
+        alike = final_returns(seeds, "sampled_return") if bar.sampled else final
         (half, p), (_, p_alike) = (stats.against(own, bar.mean, bar.std, bar.seeds) for own in (final, alike))
         if np.isnan(bar.std):  # a test against a mean as if it were exact would find too much
             p = p_alike = np.nan
