@@ -481,7 +481,7 @@ def train(args: Args) -> list[Path]:
     envs.close()
     log.close()
     if args.capture_video and step == last:
-        capture_video(agent, args, log.folders)
+        capture_video(agent, args, step, log.folders)
     if failed:
         print(f"diverged: seeds {', '.join(str(args.seed + k) for k in failed)}; any agent.pt is the last good one")
     if step < last or failed:
@@ -773,7 +773,8 @@ def save_run(args: Args, log: RunLog, agent: nn.Module, state: dict[str, Tensor]
     for k, folder in enumerate(log.folders):
         if k not in failed:
             own = {name: tensor[k : k + 1].clone() for name, tensor in agent.state_dict().items()}
-            save(folder / "agent.pt", "agent", args=asdict(args) | {"seed": args.seed + k, "num_seeds": 1}, agent=own)
+            own_args = asdict(args) | {"seed": args.seed + k, "num_seeds": 1}
+            save(folder / "agent.pt", "agent", args=own_args, agent=own, global_step=step)
     if len(failed) < args.num_seeds:
         content = {"args": asdict(args), "global_step": step, "seconds": log.clock(), "rows": log.rows}
         content |= {"episodes": [list(own) for own in log.episodes], "folders": [folder.name for folder in log.folders]}
@@ -868,12 +869,13 @@ def evaluate(
     return totals | {name: totals[name] / totals["length"] for name in ("x_velocity", "squared_action")}
 
 
-def capture_video(agent: Agent, args: Args, folders: list[Path]) -> None:
-    """One episode of each seed's agent, up to twenty seconds long, to videos/ in its run folder. EnvPool only."""
-    lengths = evaluate(agent, args, 1, args.total_timesteps)["length"][:, 0].astype(int)  # the same episodes, unfilmed
+def capture_video(agent: Agent, args: Args, step: int, folders: list[Path]) -> None:
+    """The first episode of each seed's evaluation at `step`, up to twenty seconds of it, to videos/ in its run folder.
+    EnvPool only."""
+    lengths = evaluate(agent, args, 1, step)["length"][:, 0].astype(int)  # the same episodes, unfilmed
     frames: list[np.ndarray] = []
     every = max(1, lengths.max() // 250)
-    evaluate(agent, args, 1, args.total_timesteps, frames, every)
+    evaluate(agent, args, 1, step, frames, every)
     stride, options = (2, {"duration": 40, "loop": 0}) if args.capture_video == "gif" else (1, {"fps": 25})
     for k, folder in enumerate(folders):
         film = [frame[k][::stride, ::stride] for i, frame in enumerate(frames) if i * every < lengths[k]]
@@ -884,17 +886,21 @@ def capture_video(agent: Agent, args: Args, folders: list[Path]) -> None:
 
 def evaluate_saved(args: Args) -> None:
     """--evaluate: what a trained agent does on its task, printed and, by episode, written to evaluation.csv in its
-    folder; --env-kwargs changes the task, --capture-video films it."""
+    folder: the episodes of its run's last evaluation again. --env-kwargs changes the task, --capture-video films it."""
     device, path = select_device(args), Path(args.evaluate or "")
     saved = load(path, "agent")
     folder = path if path.is_dir() else path.parent
-    kept = {name: getattr(args, name) for name in ("device", "env_threads", "final_eval_episodes", "capture_video")}
-    args = Args(**saved["args"] | kept | {"env_kwargs": saved["args"]["env_kwargs"] | args.env_kwargs})
+    asked, default, own = asdict(args), asdict(Args()), saved["args"]
+    used = ("device", "env_threads", "torch_threads", "final_eval_episodes", "capture_video")
+    for name in asked:
+        if name not in (*used, "evaluate", "env_kwargs") and asked[name] not in (default[name], own[name]):
+            refuse(f"{name} = {asked[name]} has no effect on --evaluate: the agent comes with {own[name]}")
+    args = Args(**own | {name: asked[name] for name in used} | {"env_kwargs": own["env_kwargs"] | args.env_kwargs})
     envs = make_envs(args, [0])
     check_task(envs, args, gymnasium.Space)
     agent = Agent(envs.single_observation_space, envs.single_action_space, args).to(device)
     restore(agent.state_dict(), saved["agent"])
-    episodes = evaluate(agent, args, args.final_eval_episodes, args.total_timesteps)
+    episodes = evaluate(agent, args, args.final_eval_episodes, saved["global_step"])
     print(f"{args.env_id} {args.env_kwargs or ''}, {args.final_eval_episodes} episodes, mean and standard deviation:")
     for name, values in episodes.items():
         print(f"  {name:<15}{values.mean():10.3f} +- {values.std():.3f}")
@@ -902,7 +908,7 @@ def evaluate_saved(args: Args) -> None:
         columns = np.column_stack([values[0] for values in episodes.values()])
         np.savetxt(beside, columns, "%.4f", ",", header=",".join(episodes), comments="")
     if args.capture_video:
-        capture_video(agent, args, [folder])
+        capture_video(agent, args, saved["global_step"], [folder])
 
 
 # ----------------------------------------------------------------------------------------------------------- CUDA graph

@@ -75,6 +75,8 @@ def test_same_seed_same_numbers(script, quick):
 
 
 def test_agent_file_acts_as_the_trained_agent_did(script, quick, capsys):
+    """`--evaluate` repeats the run's last evaluation, and so does who loads the file."""
+    quick |= {"total_timesteps": 650, "final_eval_episodes": 20}  # of the steps 640 are run
     args = script.Args(num_seeds=2, **quick)
     folders = script.train(args)
     final = [float(read_metrics(folder)[-1]["eval_return"]) for folder in folders]
@@ -84,12 +86,23 @@ def test_agent_file_acts_as_the_trained_agent_did(script, quick, capsys):
         envs = script.make_envs(own, [0])
         agent = script.Agent(envs.single_observation_space, envs.single_action_space, own)
         agent.load_state_dict(saved["agent"])
-        again = script.evaluate(agent, own, 2, args.trained_timesteps)
+        again = script.evaluate(agent, own, 20, saved["global_step"])
         assert again["return"].mean() == pytest.approx(final[k], abs=1e-3)
-        script.evaluate_saved(script.Args(evaluate=str(folder), final_eval_episodes=3))
-        printed = capsys.readouterr().out
-        assert "InvertedPendulum-v4" in printed
-        assert "return" in printed
+        capsys.readouterr()
+        script.evaluate_saved(script.Args(evaluate=str(folder), final_eval_episodes=20, env_id=args.env_id))
+        assert "InvertedPendulum-v4" in capsys.readouterr().out
+        with open(folder / "evaluation.csv", newline="") as file:
+            returns = [float(row["return"]) for row in csv.DictReader(file)]
+        assert returns == pytest.approx(again["return"][0], abs=1e-3)
+
+
+@pytest.mark.parametrize("changed", [{"env_id": "Hopper-v4"}, {"seed": 7}, {"gamma": 0.5}, {"num_seeds": 2}])
+def test_what_an_evaluation_would_ignore_is_refused(script, quick, capsys, changed):
+    (folder,) = script.train(script.Args(**quick))
+    ((name, value),) = changed.items()
+    message = refusal(capsys, lambda: script.evaluate_saved(script.Args(evaluate=str(folder), **changed)))
+    assert f"{name} = {value} has no effect on --evaluate" in message
+    assert not (folder / "evaluation.csv").exists()
 
 
 def test_threads_are_as_many_as_the_cores_that_the_process_may_use(script, monkeypatch):
