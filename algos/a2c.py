@@ -55,6 +55,7 @@ import contextlib
 import ctypes
 import difflib
 import gc
+import hashlib
 import itertools
 import json
 import math
@@ -273,7 +274,7 @@ def entropy(policy: tuple[Tensor, ...]) -> Tensor:
 
 
 def sum_rows(x: Tensor) -> Tensor:
-    """Sum over the rows of each seed: [S, B, ...] to [S, ...]."""
+    """Sum over the rows of each seed: [S, B, ...] to [S, ...]. (PPO's also sums over the ranks of torchrun.)"""
     return x.sum(1)
 
 
@@ -326,7 +327,8 @@ def seeds_first(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def compute_targets(agent: Agent, rollout: dict[str, Tensor], carry: Tensor, args: Args) -> dict[str, Tensor]:
-    """What the update needs of a rollout, each [S, T * N, ...]: observations, actions, advantages, returns."""
+    """What the update needs of a rollout, each [S, T * N, ...]: observations, actions, advantages, returns. Moves
+    return_stats and carry on by this rollout."""
     obs = agent.normalize(seeds_first(rollout["obs"]))  # [S, (T + 1) * N, D]
     values = agent.critic(obs).squeeze(-1).unflatten(1, (-1, args.num_envs)).transpose(0, 1)  # [T + 1, S, N]
     done, valid = rollout["done"], seeds_first(rollout["valid"])
@@ -590,7 +592,7 @@ def make_envs(args: Args, env_seeds: list[int], render_mode: str | None = None) 
 
 def spaced_seeds(args: Args, num_envs: int, *stream: int) -> list[int]:
     """`num_envs` environment seeds per agent. Neighbouring seeds share none but by chance, nor do two streams of the
-    same seed: 0, 1 or 2 (training, evaluation, noise) and the step at which it starts."""
+    same seed: 0, 1 or 2 (training, evaluation, noise), the step at which it starts and, in PPO, the rank."""
     sequences = [np.random.SeedSequence((args.seed + k, *stream)) for k in range(args.num_seeds)]
     return np.concatenate([sequence.generate_state(num_envs) >> 1 for sequence in sequences]).tolist()  # int32
 
@@ -665,9 +667,10 @@ class RunLog:
         hardware = {"machine": platform.machine(), "cores": os.cpu_count(), "device": str(device), "gpu": gpu}
         config = {"args": asdict(args), "trained_timesteps": total, "versions": versions, "hardware": hardware}
         config["git_commit"] = described.stdout.strip() or None
+        config["script_sha256"] = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
         if saved and (earlier := folders[0] / "config.json").exists():
             before = json.loads(earlier.read_text())
-            part = {key: before[key] for key in ("versions", "hardware", "git_commit")}
+            part = {key: before.get(key) for key in ("versions", "hardware", "git_commit", "script_sha256")}
             config["resumed"] = [*before.get("resumed", []), {"at_step": step, "before": part}]
         for k, folder in enumerate(folders):
             config["args"]["seed"] = args.seed + k
@@ -709,6 +712,7 @@ class RunLog:
             with replacing(folder / "metrics.csv") as path:
                 path.write_text("\n".join([self.COLUMNS, *self.rows[k], ""]))
         self.bar.set_postfix_str(f"return {recent[:, 0].mean():.0f}, {speed:.0f} steps/s", refresh=False)
+        self.bar.total = max(self.bar.total, step)  # REINFORCE's whole episodes may end a little later than planned
         self.bar.update(step - self.bar.n)
         if returns is not None:
             each = " ".join(f"{value:.0f}" for value in returns)
@@ -870,8 +874,8 @@ def evaluate(
 
 
 def capture_video(agent: Agent, args: Args, step: int, folders: list[Path]) -> None:
-    """The first episode of each seed's evaluation at `step`, up to twenty seconds of it, to videos/ in its run folder.
-    EnvPool only."""
+    """The first episode of each seed's evaluation at `step`, to videos/ in its run folder. The film is twenty seconds
+    at most: of a long episode it has every second step, every third, and so on. EnvPool only."""
     lengths = evaluate(agent, args, 1, step)["length"][:, 0].astype(int)  # the same episodes, unfilmed
     frames: list[np.ndarray] = []
     every = max(1, lengths.max() // 250)

@@ -13,7 +13,8 @@ of an expected return needs no model of the task, because grad pi = pi * grad lo
            = E_{s, a ~ d}[ grad log pi(a|s) (Q(s, a) - b(s)) ] / (1 - gamma)  d: discounted state visitation
     G_t = r_t + gamma * G_{t+1}                                              reward_to_go, in linear time, backwards
     E[ grad log pi(a|s) b(s) ] = b(s) grad sum_a pi(a|s) = b(s) grad 1 = 0   so a baseline b moves the variance only
-    b <- 0.9 * b + 0.1 * mean of G_t,  or b = V(s), by least squares         --baseline mean, value
+    b = sum_i 0.9^i m_i / sum_i 0.9^i,  m_i: mean of G_t, i batches ago       --baseline mean
+    b = V(s), by least squares                                               --baseline value
 
     python algos/reinforce.py --env-id CartPole-v1                                         # b = V(s), learned
     python algos/reinforce.py --env-id CartPole-v1 --baseline mean                         # b = a moving average
@@ -35,7 +36,8 @@ Baselines, and the bias of each:
 Details that matter:
  1. The theorem weights step t by gamma^t, or draws states from d: play on with probability gamma, else stop, and take
     the state where it stopped. Practice drops the weight, and so does this script unless --discount-visitation is
-    given. What is then followed is in general the gradient of no objective (Nota and Thomas, 2020, arXiv:1906.07073).
+    given; R(tau), discounted from the first step on, has it in any case. Without it one follows in general the gradient
+    of no objective (Nota and Thomas, 2020, arXiv:1906.07073).
  2. Seed axis: every tensor of a network is [S, ...] and one batched product trains S independent agents. Losses are
     summed over seeds; norms and statistics are per seed, so no seed affects another. But a batch of whole episodes ends
     with the longest of any seed and counts as that many steps for each: with none or mean, a seed alone makes more
@@ -63,6 +65,7 @@ import contextlib
 import ctypes
 import difflib
 import gc
+import hashlib
 import itertools
 import json
 import math
@@ -117,7 +120,7 @@ class Args:
     # Algorithm
     baseline: Literal["none", "mean", "value"] = "value"  # mean: a moving average; value: a learned V(s)
     reward_to_go: bool = True  # weight an action by what follows it; else by R(tau), with baseline none or mean
-    discount_visitation: bool = False  # keep the factor gamma^t of the theorem; the entropy bonus has none
+    discount_visitation: bool = False  # keep the factor gamma^t of the theorem, as R(tau) always does; not of the bonus
     num_steps: int = 64  # with baseline value: steps of each environment per iteration
     horizon: int = 1000  # with baseline none or mean: steps after which an episode is cut
     learning_rate: float = 3e-3  # initial learning rate of Adam
@@ -288,7 +291,7 @@ def entropy(policy: tuple[Tensor, ...]) -> Tensor:
 
 
 def sum_rows(x: Tensor) -> Tensor:
-    """Sum over the rows of each seed: [S, B, ...] to [S, ...]."""
+    """Sum over the rows of each seed: [S, B, ...] to [S, ...]. (PPO's also sums over the ranks of torchrun.)"""
     return x.sum(1)
 
 
@@ -339,7 +342,8 @@ def seeds_first(x: Tensor) -> Tensor:
 def compute_targets(
     agent: Agent, rollout: dict[str, Tensor], carry: Tensor, average: Tensor, args: Args
 ) -> dict[str, Tensor]:
-    """What the update needs of a rollout, each [S, T * N, ...]: observations, actions, their weights, returns."""
+    """What the update needs of a rollout, each [S, T * N, ...]: observations, actions, their weights, returns. Moves
+    return_stats, carry and average on by this rollout."""
     obs = agent.normalize(seeds_first(rollout["obs"]))  # [S, (T + 1) * N, D]
     values = agent.critic(obs).squeeze(-1).unflatten(1, (-1, args.num_envs)).transpose(0, 1)  # [T + 1, S, N]
     done, valid = rollout["done"], seeds_first(rollout["valid"])
@@ -408,7 +412,7 @@ def update(
 def train(args: Args) -> list[Path]:
     """Train args.num_seeds agents; return their run folders. Exit status 1 if one diverged, 128 + n after signal n."""
     S, N, T = args.num_seeds, args.num_envs, args.batch_size // args.num_envs
-    last, room = args.trained_timesteps, args.total_timesteps - args.batch_size  # past `room` no longest batch fits
+    last, room = args.trained_timesteps, args.total_timesteps - args.batch_size  # after `room` no full batch would fit
     device = select_device(args)
     on_cuda = device.type == "cuda"
     folders, saved = find_checkpoint(args)
@@ -619,7 +623,7 @@ def make_envs(args: Args, env_seeds: list[int], render_mode: str | None = None) 
 
 def spaced_seeds(args: Args, num_envs: int, *stream: int) -> list[int]:
     """`num_envs` environment seeds per agent. Neighbouring seeds share none but by chance, nor do two streams of the
-    same seed: 0, 1 or 2 (training, evaluation, noise) and the step at which it starts."""
+    same seed: 0, 1 or 2 (training, evaluation, noise), the step at which it starts and, in PPO, the rank."""
     sequences = [np.random.SeedSequence((args.seed + k, *stream)) for k in range(args.num_seeds)]
     return np.concatenate([sequence.generate_state(num_envs) >> 1 for sequence in sequences]).tolist()  # int32
 
@@ -694,9 +698,10 @@ class RunLog:
         hardware = {"machine": platform.machine(), "cores": os.cpu_count(), "device": str(device), "gpu": gpu}
         config = {"args": asdict(args), "trained_timesteps": total, "versions": versions, "hardware": hardware}
         config["git_commit"] = described.stdout.strip() or None
+        config["script_sha256"] = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
         if saved and (earlier := folders[0] / "config.json").exists():
             before = json.loads(earlier.read_text())
-            part = {key: before[key] for key in ("versions", "hardware", "git_commit")}
+            part = {key: before.get(key) for key in ("versions", "hardware", "git_commit", "script_sha256")}
             config["resumed"] = [*before.get("resumed", []), {"at_step": step, "before": part}]
         for k, folder in enumerate(folders):
             config["args"]["seed"] = args.seed + k
@@ -738,6 +743,7 @@ class RunLog:
             with replacing(folder / "metrics.csv") as path:
                 path.write_text("\n".join([self.COLUMNS, *self.rows[k], ""]))
         self.bar.set_postfix_str(f"return {recent[:, 0].mean():.0f}, {speed:.0f} steps/s", refresh=False)
+        self.bar.total = max(self.bar.total, step)  # REINFORCE's whole episodes may end a little later than planned
         self.bar.update(step - self.bar.n)
         if returns is not None:
             each = " ".join(f"{value:.0f}" for value in returns)
@@ -899,8 +905,8 @@ def evaluate(
 
 
 def capture_video(agent: Agent, args: Args, step: int, folders: list[Path]) -> None:
-    """The first episode of each seed's evaluation at `step`, up to twenty seconds of it, to videos/ in its run folder.
-    EnvPool only."""
+    """The first episode of each seed's evaluation at `step`, to videos/ in its run folder. The film is twenty seconds
+    at most: of a long episode it has every second step, every third, and so on. EnvPool only."""
     lengths = evaluate(agent, args, 1, step)["length"][:, 0].astype(int)  # the same episodes, unfilmed
     frames: list[np.ndarray] = []
     every = max(1, lengths.max() // 250)

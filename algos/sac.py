@@ -46,6 +46,7 @@ import contextlib
 import ctypes
 import difflib
 import gc
+import hashlib
 import itertools
 import json
 import math
@@ -199,7 +200,7 @@ class Agent(nn.Module):
         log_probs = squashed_log_prob(noise, log_std, pre_tanh, self.action_scale)
         return pre_tanh.tanh() * self.action_scale + self.action_bias, log_probs
 
-    def noisy_action(self, obs: Tensor) -> Tensor:
+    def exploration_action(self, obs: Tensor) -> Tensor:
         """What explores: a draw from the policy."""
         return self.sample(obs)[0]
 
@@ -315,7 +316,8 @@ def train(args: Args) -> list[Path]:
     device = select_device(args)
     on_cuda = device.type == "cuda"
     folders, saved = find_checkpoint(args)
-    step = refill_from = saved["global_step"] if saved else 0  # the replay is empty there
+    step = saved["global_step"] if saved else 0
+    refill_from = 0 if args.save_replay else step  # the step at which the replay is empty
     envs = make_envs(args, spaced_seeds(args, N, 0, step))  # a simulator cannot be saved: resuming starts new episodes
     check_task(envs, args, gymnasium.spaces.Box)
     action_space = envs.single_action_space
@@ -324,23 +326,25 @@ def train(args: Args) -> list[Path]:
     first_alpha = 1.0 if args.alpha is None else max(args.alpha, 1e-30)  # 0 has no logarithm
     log_alpha = nn.Parameter(torch.full((S, 1), math.log(first_alpha), device=device), args.alpha is None)
     adam = {"lr": args.learning_rate, "fused": True, "capturable": on_cuda}
-    trained = [parameter for parameter in (*agent.parameters(), log_alpha) if parameter.requires_grad]
-    actor_optimizer = torch.optim.Adam(trained, **adam)  # trains alpha as well, unless it is fixed
+    learned = [parameter for parameter in (*agent.parameters(), log_alpha) if parameter.requires_grad]
+    actor_optimizer = torch.optim.Adam(learned, **adam)  # trains alpha as well, unless it is fixed
     critic_optimizer = torch.optim.Adam(critics.parameters(), **adam)
     state = agent.state_dict() | {"log_alpha": log_alpha.detach()}  # all that training changes
     state |= critics.state_dict(prefix="critics.") | targets.state_dict(prefix="targets.")
     state |= optimizer_state(actor_optimizer, "actor_adam") | optimizer_state(critic_optimizer, "critic_adam")
     replay = Replay(S, args.buffer_size, agent.obs_dim, agent.action_dim, device)
-    touched = state | {"replay.count": replay.count}  # not the rows: graphs are recorded with no valid one to store
+    # What graphs change; not the replay's rows, for nothing is valid yet when they are recorded, so nothing is stored
+    touched = state | {"replay.count": replay.count}
     if args.save_replay:
-        state, refill_from = touched | {"replay.rows": replay.rows}, 0
+        state = touched | {"replay.rows": replay.rows}
     if saved:
         restore(state, saved.pop("state"))
         if refill_from and step < last:
             lost = min(args.learning_starts, last - step)
             print(f"without --save-replay, {lost} of the {last - step} steps left refill the replay, without learning")
-    # After a resumption the policy refills the replay or, if it has never been updated, random actions do
-    random_until = args.learning_starts + (0 if state["actor_adam.0.step"].any() else refill_from)
+    # A policy that has been trained refills the replay itself; before that, random actions fill it
+    trained = bool(state["actor_adam.0.step"].any())
+    random_until = 0 if trained else refill_from + args.learning_starts
     failed = diverged(agent)
     log = RunLog(args, device, folders or claim_folders(args), saved)
 
@@ -349,7 +353,7 @@ def train(args: Args) -> list[Path]:
     action_out = torch.zeros(S, N, agent.action_dim, pin_memory=on_cuda)
     row_in = torch.zeros(S, N, sum(replay.sizes), pin_memory=on_cuda)
     valid_in = torch.zeros(S, N, dtype=torch.bool, pin_memory=on_cuda)
-    rows = row_in.numpy()  # the same memory, as the simulator sees it
+    obs, rows = obs_in.numpy(), row_in.numpy()  # the same memory, as the simulator sees it
     losses = {name: torch.zeros(S, device=device) for name in LOSSES}  # sums since the last report
     gradient_step = torch.compile(update) if args.compile else update
     per_step = args.utd_ratio * N
@@ -357,7 +361,7 @@ def train(args: Args) -> list[Path]:
 
     @torch.no_grad()
     def act() -> None:
-        action_out.copy_(agent.noisy_action(obs_in.to(device, non_blocking=True)), non_blocking=True)
+        action_out.copy_(agent.exploration_action(obs_in.to(device, non_blocking=True)), non_blocking=True)
 
     def store() -> None:
         replay.add(row_in.to(device, non_blocking=True), valid_in.to(device, non_blocking=True))
@@ -392,7 +396,6 @@ def train(args: Args) -> list[Path]:
                     owed, updates = owed - block, updates + block
 
             # Step and store; next_obs is the true one, of an episode's last step too
-            obs = next_obs
             next_obs, rewards, terminated, truncated, _ = envs.step(as_actions(env_actions, action_space))
             next_obs, rewards, terminated = next_obs.reshape(S, N, -1), rewards.reshape(S, N), terminated.reshape(S, N)
             done = terminated | truncated.reshape(S, N)
@@ -530,7 +533,7 @@ def make_envs(args: Args, env_seeds: list[int], render_mode: str | None = None) 
 
 def spaced_seeds(args: Args, num_envs: int, *stream: int) -> list[int]:
     """`num_envs` environment seeds per agent. Neighbouring seeds share none but by chance, nor do two streams of the
-    same seed: 0, 1 or 2 (training, evaluation, noise) and the step at which it starts."""
+    same seed: 0, 1 or 2 (training, evaluation, noise), the step at which it starts and, in PPO, the rank."""
     sequences = [np.random.SeedSequence((args.seed + k, *stream)) for k in range(args.num_seeds)]
     return np.concatenate([sequence.generate_state(num_envs) >> 1 for sequence in sequences]).tolist()  # int32
 
@@ -605,9 +608,10 @@ class RunLog:
         hardware = {"machine": platform.machine(), "cores": os.cpu_count(), "device": str(device), "gpu": gpu}
         config = {"args": asdict(args), "trained_timesteps": total, "versions": versions, "hardware": hardware}
         config["git_commit"] = described.stdout.strip() or None
+        config["script_sha256"] = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
         if saved and (earlier := folders[0] / "config.json").exists():
             before = json.loads(earlier.read_text())
-            part = {key: before[key] for key in ("versions", "hardware", "git_commit")}
+            part = {key: before.get(key) for key in ("versions", "hardware", "git_commit", "script_sha256")}
             config["resumed"] = [*before.get("resumed", []), {"at_step": step, "before": part}]
         for k, folder in enumerate(folders):
             config["args"]["seed"] = args.seed + k
@@ -649,6 +653,7 @@ class RunLog:
             with replacing(folder / "metrics.csv") as path:
                 path.write_text("\n".join([self.COLUMNS, *self.rows[k], ""]))
         self.bar.set_postfix_str(f"return {recent[:, 0].mean():.0f}, {speed:.0f} steps/s", refresh=False)
+        self.bar.total = max(self.bar.total, step)  # REINFORCE's whole episodes may end a little later than planned
         self.bar.update(step - self.bar.n)
         if returns is not None:
             each = " ".join(f"{value:.0f}" for value in returns)
@@ -810,8 +815,8 @@ def evaluate(
 
 
 def capture_video(agent: Agent, args: Args, step: int, folders: list[Path]) -> None:
-    """The first episode of each seed's evaluation at `step`, up to twenty seconds of it, to videos/ in its run folder.
-    EnvPool only."""
+    """The first episode of each seed's evaluation at `step`, to videos/ in its run folder. The film is twenty seconds
+    at most: of a long episode it has every second step, every third, and so on. EnvPool only."""
     lengths = evaluate(agent, args, 1, step)["length"][:, 0].astype(int)  # the same episodes, unfilmed
     frames: list[np.ndarray] = []
     every = max(1, lengths.max() // 250)

@@ -16,6 +16,7 @@ import imageio
 import numpy as np
 import tyro
 from PIL import Image
+from run import digest
 
 ROOT = Path(__file__).resolve().parent.parent
 BEHAVIOURS = {
@@ -44,7 +45,7 @@ def shrink(source: Path, target: Path) -> None:
 def main(args: Args) -> None:
     script = str(ROOT / "algos" / "ppo_continuous.py")
     for name, settings in BEHAVIOURS.items():
-        folder = args.run_dir / name.replace(" ", "_")
+        folder = args.run_dir / digest(Path(script))[:8] / name.replace(" ", "_")  # an edited script trains anew
         words = [sys.executable, script, "--env-id", "Walker2d-v4", "--run-dir", str(folder), "--resume", "auto"]
         words += ["--env-threads", str(args.env_threads)] + ["--env-kwargs", *settings] * bool(settings)
         subprocess.run(words, check=True)

@@ -47,6 +47,14 @@ def changed(a: list[Run], b: list[Run]) -> list[str]:
     return [f"{name} {' -> '.join(str(args.get(name, 'absent')) for args in sides)}" for name in mixed([a[0], b[0]])]
 
 
+def same_script(a: list[Run], b: list[Run]) -> str:
+    """Whether both sides were trained by the same text of the script, which their arguments do not tell."""
+    sides = [frozenset().union(*(run.scripts for run in side)) for side in (a, b)]
+    if not all(sides):
+        return "not known whether the same text"
+    return "the same text" if sides[0] == sides[1] else "not the same text"
+
+
 def mixed(runs: list[Run]) -> list[str]:
     """Names of the arguments in which runs differ."""
     return sorted({name for run in runs for name in differing(runs[0].args, run.args, NOT_OF_THE_CHANGE)})
@@ -63,6 +71,8 @@ def task_warnings(a: list[Run], b: list[Run]) -> list[str]:
             warnings.append(f"{side} has runs resumed without their replay, which learned less than their steps say")
         if names := mixed(runs):
             warnings.append(f"{side} mixes runs of different {', '.join(names)}")
+        if len(frozenset().union(*(run.scripts for run in runs))) > 1:
+            warnings.append(f"{side} was trained by different versions of the script")
         if len({run.trained_timesteps for run in runs}) > 1:
             warnings.append(f"{side} mixes runs of different numbers of steps")
     for name in sorted({name for run in (*a, *b) for name in run.versions}):
@@ -126,6 +136,8 @@ def compare(folder_a: Path, folder_b: Path) -> str:
         lines += [f"Arguments that differ: {next(iter(changes.values()))}"]
     else:
         lines += [f"Arguments that differ on {task}: {change}" for task, change in changes.items()]
+    texts = dict.fromkeys(same_script(*pair) for pair in pairs.values())
+    lines += [f"Scripts of A and B: {', '.join(texts)}"]
     lost = {task for tasks in (tasks_a, tasks_b) for task in pairs if any(run.diverged for run in tasks[task])}
     scores = {task: tuple(np.array([run.final for run in side]) for side in pair) for task, pair in pairs.items()}
     tests = {task: stats.welch(*pair) for task, pair in scores.items()}
@@ -150,6 +162,7 @@ def compare(folder_a: Path, folder_b: Path) -> str:
             sides.append(np.stack([pair[side][:count] for pair in scores.values()], 1))
         (chance,), ((low,), (high,)) = stats.bootstrap(sides, stats.improvement)
         lines += [f"  a seed of B beats one of A with probability {chance:.2f}"]
+        lines[-1] += f" ({len(sides[1])} seeds of A and {len(sides[0])} of B per task)"
         if min(len(side) for side in sides) >= FEW:  # of fewer, resamples are too much alike
             lines[-1] += f", interval {low:.2f} to {high:.2f} (bootstrap)"
     lines += [""] * bool(warnings) + [f"warning: {warning}" for warning in warnings]

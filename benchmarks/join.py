@@ -62,8 +62,11 @@ def main(args: Args) -> int:
     try:
         if not cells:
             raise ValueError("there are no results in these folders")
+        for part, cell in ((part, cell) for part in args.parts for cell in cells):
+            if not (part / cell / "run.json").exists():  # a seed that failed must not go unnoticed
+                raise ValueError(f"{part} has no result of {cell}, which others have")
         for cell in cells:
-            meta, rows = join([part / cell for part in args.parts if (part / cell / "run.json").exists()])
+            meta, rows = join([part / cell for part in args.parts])
             write_result(args.results / cell, rows, meta)
             print(f"{cell}: {meta['args']['num_seeds']} seeds")
     except (OSError, ValueError) as error:

@@ -42,6 +42,12 @@ def refilled(meta: dict[str, Any]) -> bool:
     return bool(meta.get("resumed")) and meta["args"].get("save_replay") is False
 
 
+def scripts(meta: dict[str, Any]) -> frozenset[str]:
+    """Hashes of all scripts that a run, or a joined result, was trained with."""
+    parts = [meta, *meta.get("processes", []), *(own["before"] for own in meta.get("resumed", []))]
+    return frozenset(part["script_sha256"] for part in parts if part.get("script_sha256"))
+
+
 def read_result(folder: Path) -> dict[int, dict[str, np.ndarray]]:
     """The columns of a result by seed. Raises ValueError, naming the folder, if it is cut off or inconsistent."""
     with naming(folder):
@@ -97,6 +103,7 @@ class Run:
     started: int = 0  # seconds since 1970, of a run folder
     versions: dict[str, str] = field(default_factory=dict)  # of Python and the packages that decide what is learned
     refilled: bool = False  # resumed without its replay
+    scripts: frozenset[str] = frozenset()  # hashes of what trained it: several if joined, or resumed with an edited one
 
     @property
     def seed(self) -> int:
@@ -119,7 +126,7 @@ def read_runs(folder: Path) -> list[Run]:
             meta = json.loads(path.read_text())
             for seed, own in columns.items():
                 args, final = meta["args"] | {"seed": seed}, float(own["eval_return"][-1])
-                kept = {"versions": meta.get("versions", {}), "refilled": refilled(meta)}
+                kept = {"versions": meta.get("versions", {}), "refilled": refilled(meta), "scripts": scripts(meta)}
                 runs.append(Run(path.parent, args, meta["trained_timesteps"], final, **kept))
     for path in sorted(folder.rglob("config.json")):
         with naming(path):
@@ -143,4 +150,4 @@ def read_run(folder: Path, config: dict[str, Any]) -> Run:
     stamp = folder.name.rpartition("__")[2]
     started = int(stamp) if stamp.isdecimal() else 0
     final, versions = float("nan") if diverged else final, config.get("versions", {})
-    return Run(folder, args, steps, final, diverged, started, versions, refilled(config))
+    return Run(folder, args, steps, final, diverged, started, versions, refilled(config), scripts(config))

@@ -6,9 +6,9 @@ python benchmarks/run.py --launcher ray --ray-address auto --job-cpus 4       # 
 python benchmarks/run.py --add-fingerprint                  # to results that have none and whose script is as it was
 
 One process per algorithm and task trains all its seeds. What is complete is skipped; what was cut off goes on from its
-last checkpoint, if its script still computes the same; what fails is reported with the end of its output, the others
-go on, and the exit status is 1. A result is benchmarks/results/<algo>/<task>/: metrics.csv of all seeds, and run.json
-(what ran, of which version, on what, where it was resumed, and the fingerprint of the script, by which
+last checkpoint, unless its script computes something else by now; what fails is reported with the end of its output,
+the others go on, and the exit status is 1. A result is benchmarks/results/<algo>/<task>/: metrics.csv of all seeds, and
+run.json (what ran, of which version, on what, where it was resumed, and the fingerprint of the script, by which
 report.py --check tells what is stale).
 
 With --launcher ray, jobs go where their share of cores and GPUs is free; the share is what Ray counts by, it binds
@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
 import tyro
-from fingerprint import circumstances, differences, fingerprint, flags, is_discrete
+from fingerprint import circumstances, fingerprint, flags, is_discrete
 from reading import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -131,14 +131,14 @@ class Job:
         return True
 
     def set_other_runs_aside(self) -> None:
-        """Go on with runs only of a script that computes the same, for as many steps: what the learning rate has fallen
-        to by the end of a shorter one is no start for a longer one. A folder of others is renamed."""
+        """Go on with runs only of the same script, or of one whose fingerprint is the same to the last digit (where a
+        comment was changed), for as many steps: what the learning rate has fallen to by the end of a shorter run is no
+        start for a longer one. A folder of others is renamed."""
         note, now = self.runs / "started.json", {"total_timesteps": self.args.total_timesteps, "sha256": self.sha256}
         if note.exists():
             then = json.loads(note.read_text())
-            same_script = then["sha256"] == self.sha256 or (
-                self.fingerprint and then["fingerprint"] and not differences(then["fingerprint"], self.fingerprint)
-            )
+            same_numbers = self.fingerprint is not None and then["fingerprint"] == self.fingerprint
+            same_script = then["sha256"] == self.sha256 or same_numbers
             if not same_script or then["total_timesteps"] != self.args.total_timesteps:
                 self.runs.rename(self.runs.with_name(f"{self.runs.name}.{note.stat().st_mtime_ns}"))
         self.runs.mkdir(parents=True, exist_ok=True)
@@ -159,7 +159,7 @@ class Job:
         config = json.loads((self.folders()[0] / "config.json").read_text())
         for private in ("run_dir", "resume", "evaluate"):
             config["args"].pop(private)
-        config |= {"command": "python " + " ".join(self.command), **how, "script_sha256": self.sha256}
+        config |= {"command": "python " + " ".join(self.command), **how}
         if self.fingerprint:
             config["fingerprint"] = self.fingerprint
         write_result(self.result, rows, config)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import tyro
 from parts import load
+from run import digest
 
 HERE = Path(__file__).resolve().parent
 SCRIPT = HERE.parent / "algos" / "reinforce.py"
@@ -93,7 +94,8 @@ def gradient(script, agent, rollout, average, args) -> torch.Tensor:
 def main(options: Args) -> None:
     script = load("reinforce")
     words = [sys.executable, str(SCRIPT), "--env-id", options.env_id, "--total-timesteps", str(options.train_steps)]
-    words += ["--run-dir", str(options.run_dir), "--num-evaluations", "0", "--resume", "auto"]
+    folder = options.run_dir / digest(SCRIPT)[:8]  # an edited script trains anew
+    words += ["--run-dir", str(folder), "--num-evaluations", "0", "--resume", "auto"]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
     if done.returncode:  # it has said why
         raise SystemExit(done.returncode)

@@ -149,9 +149,9 @@ def test_runs_of_another_script_or_length_are_set_aside(tmp_path):
 
     assert folders(640, "first", {"norm": 1.0}) == 1
     assert folders(640, "first", {"norm": 1.0}) == 1
-    assert folders(640, "another text that computes the same", {"norm": 1.0001}) == 1
-    assert folders(640, "one that does not", {"norm": 1.1}) == 2
-    assert folders(640, "one that does not", None) == 2
+    assert folders(640, "another text that computes the same", {"norm": 1.0}) == 1
+    assert folders(640, "one that does not, by a little", {"norm": 1.0001}) == 2
+    assert folders(640, "one that does not, by a little", None) == 2
     assert folders(640, "one of which that is not known", None) == 3
     assert folders(1280, "one of which that is not known", None) == 4
 

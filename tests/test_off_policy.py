@@ -38,7 +38,8 @@ class Counting(gymnasium.Env):
 
 
 def counting_envs(args, env_seeds, render_mode=None):
-    return gymnasium.vector.SyncVectorEnv([lambda i=i: Counting(i) for i in range(len(env_seeds))])
+    """A step overwrites the observations that the one before it has returned: keeping them takes a copy."""
+    return gymnasium.vector.SyncVectorEnv([lambda i=i: Counting(i) for i in range(len(env_seeds))], copy=False)
 
 
 @pytest.fixture
@@ -146,7 +147,9 @@ def test_the_number_of_updates_is_exact(off_policy, small, monkeypatch, num_envs
 
 def test_actions_are_random_until_learning_starts(off_policy, small, monkeypatch):
     monkeypatch.setattr(off_policy, "make_envs", counting_envs)
-    monkeypatch.setattr(off_policy.Agent, "noisy_action", lambda self, obs: torch.full((*obs.shape[:2], 1), 0.125))
+    monkeypatch.setattr(
+        off_policy.Agent, "exploration_action", lambda self, obs: torch.full((*obs.shape[:2], 1), 0.125)
+    )
     (folder,) = off_policy.train(off_policy.Args(total_timesteps=60, **small))
     state = torch.load(folder / "checkpoint.pt", weights_only=True)["state"]
     rows = state["replay.rows"][0, : int(state["replay.count"])]
@@ -159,7 +162,7 @@ def test_actions_are_random_until_learning_starts(off_policy, small, monkeypatch
 def test_noise_differs_between_environments_and_dimensions(off_policy):
     agent = off_policy.Agent(WALKER[0], TORQUE, off_policy.Args(num_seeds=2))
     torch.manual_seed(0)
-    actions = agent.noisy_action(torch.zeros(2, 500, 5))
+    actions = agent.exploration_action(torch.zeros(2, 500, 5))
     assert actions.abs().max() <= 2
     spread = actions.std(dim=1)
     assert (spread > 0.1).all()
@@ -440,14 +443,14 @@ def test_resuming_with_and_without_the_replay(off_policy, small, monkeypatch, ca
 @pytest.mark.parametrize("step", [15, 39])  # 39: after a run that was cut off as it refilled the replay
 def test_resuming_before_anything_was_learned_acts_randomly_until_it_is(off_policy, small, monkeypatch, step):
     monkeypatch.setattr(off_policy, "make_envs", counting_envs)
-    policy = off_policy.Agent.noisy_action
+    policy = off_policy.Agent.exploration_action
     used = []  # rows of each call
 
-    def noisy_action(agent, obs):
+    def exploration_action(agent, obs):
         used.append(obs.shape[1])
         return policy(agent, obs)
 
-    monkeypatch.setattr(off_policy.Agent, "noisy_action", noisy_action)
+    monkeypatch.setattr(off_policy.Agent, "exploration_action", exploration_action)
     monkeypatch.setattr(off_policy, "capture", lambda function, *rest: function)  # which would call it to warm up
     args = small | {"save_replay": False, "num_evaluations": 0, "final_eval_episodes": 1}
     (folder,) = off_policy.train(off_policy.Args(total_timesteps=60, **args))

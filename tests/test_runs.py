@@ -177,7 +177,9 @@ def test_resuming_continues_where_the_run_was_killed(script, quick):
     config = json.loads((folders[1] / "config.json").read_text())
     (resumed,) = config["resumed"]
     assert resumed["at_step"] == before["global_step"]
-    assert all(resumed["before"][name] == config[name] for name in ("versions", "hardware", "git_commit"))
+    assert all(
+        resumed["before"][name] == config[name] for name in ("versions", "hardware", "git_commit", "script_sha256")
+    )
     assert len(folders[1].name.split("__")) == 4
 
 
