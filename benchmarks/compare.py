@@ -155,14 +155,14 @@ def compare(folder_a: Path, folder_b: Path) -> str:
         else:
             lines += ["  " + verdict(difference, low, high, corrected[task])]
     if len(pairs) > 1 and not lost:
-        lines += ["", f"Over {len(pairs)} tasks (the verdicts above carry Holm's correction for as many looks)"]
         sides: list[Any] = []
         for side in (1, 0):  # B, A
             count = min(len(pair[side]) for pair in scores.values())
             sides.append(np.stack([pair[side][:count] for pair in scores.values()], 1))
         (chance,), ((low,), (high,)) = stats.bootstrap(sides, stats.improvement)
+        lines += ["", f"Over {len(pairs)} tasks, {len(sides[1])} seeds of A and {len(sides[0])} of B on each"]
+        lines[-1] += " (the verdicts above carry Holm's correction for as many looks)"
         lines += [f"  a seed of B beats one of A with probability {chance:.2f}"]
-        lines[-1] += f" ({len(sides[1])} seeds of A and {len(sides[0])} of B per task)"
         if min(len(side) for side in sides) >= FEW:  # of fewer, resamples are too much alike
             lines[-1] += f", interval {low:.2f} to {high:.2f} (bootstrap)"
     lines += [""] * bool(warnings) + [f"warning: {warning}" for warning in warnings]

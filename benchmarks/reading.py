@@ -44,7 +44,7 @@ def refilled(meta: dict[str, Any]) -> bool:
 
 def scripts(meta: dict[str, Any]) -> frozenset[str]:
     """Hashes of all scripts that a run, or a joined result, was trained with."""
-    parts = [meta, *meta.get("processes", []), *(own["before"] for own in meta.get("resumed", []))]
+    parts = [meta, *meta.get("processes", []), *(own.get("before", {}) for own in meta.get("resumed", []))]
     return frozenset(part["script_sha256"] for part in parts if part.get("script_sha256"))
 
 

@@ -18,7 +18,7 @@ import itertools
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ ESTIMATORS = {  # of variance.py: where in the results the trainings with them a
     "minus a moving average": "estimators/moving_average",
     "minus a learned V(s)": "shorter",  # the default
 }
+WITH_VISITATION = "estimators/reward_to_go_with_gamma_t"  # the factor that R(tau) has by its form, the others do not
 
 
 @dataclass
@@ -125,16 +126,11 @@ class Cell:
     bar: Bar
     alike: np.ndarray  # what compares like for like: the final policy's return by sampled actions where the bar is of
     # such, else `final`
-    half: float  # half the width of the interval of mean(final) - bar
+    half: float  # half the width of the interval of mean(alike) - bar
     p: float  # of stats.against, with Holm's correction for the number of tests; NaN if the bar has no deviation
-    p_alike: float  # the same of `alike`
 
     @property
     def won(self) -> bool:
-        return bool(self.final.mean() > self.bar.mean)
-
-    @property
-    def won_alike(self) -> bool:
         return bool(self.alike.mean() > self.bar.mean)
 
 
@@ -147,43 +143,44 @@ def all_cells(results: dict[str, dict[str, dict]]) -> list[Cell]:
             raise ValueError(f"{algo} on {task}: the published mean is of sampled actions: run sampled.py first")
         final = final_returns(seeds)
         alike = final_returns(seeds, "sampled_return") if bar.sampled else final
-        (half, p), (_, p_alike) = (stats.against(own, bar.mean, bar.std, bar.seeds) for own in (final, alike))
+        half, p = stats.against(alike, bar.mean, bar.std, bar.seeds)
         if np.isnan(bar.std):  # a test against a mean as if it were exact would find too much
-            p = p_alike = np.nan
-        cells.append(Cell(algo, task, final, bar, alike, half, p, p_alike))
-    corrected = stats.holm([cell.p for cell in cells]), stats.holm([cell.p_alike for cell in cells])
-    for cell, p, p_alike in zip(cells, *corrected, strict=True):
-        cell.p, cell.p_alike = p, p_alike
+            p = np.nan
+        cells.append(Cell(algo, task, final, bar, alike, half, p))
+    for cell, p in zip(cells, stats.holm([cell.p for cell in cells]), strict=True):
+        cell.p = p
     return cells
 
 
-def counted(cells: list[Cell], won: str, p: str) -> str:
+def counted(cells: list[Cell]) -> str:
     """How many of these cells are above the published mean and how many are not, and of each how many significantly."""
-    sides = [[cell for cell in cells if getattr(cell, won) is above] for above in (True, False)]
-    above, below = ((len(side), sum(getattr(cell, p) < 0.05 for cell in side)) for side in sides)
-    text = f"{above[0]} of {len(cells)} are above it, {above[1]} of them significantly"
-    return f"{text}; {below[0]} are not, {below[1]} of them significantly"
+    words = []
+    for above in (True, False):
+        side = [cell for cell in cells if cell.won is above]
+        tested = [cell.p for cell in side if not np.isnan(cell.p)]
+        words.append(f"{len(side)}{f' of {len(cells)} are above it' if above else ' are not'}")
+        words[-1] += f", {sum(p < 0.05 for p in tested)} of the {len(tested)} that can be tested significantly"
+    return "; ".join(words)
 
 
 def table(results: dict[str, dict[str, dict]]) -> str:
     """Cell by cell, with each seed and the margin."""
-    head = "| algorithm | task | final return, mean of seeds | each seed | best published mean | margin, 95 % interval"
-    head += " | p | like for like | p |"
-    lines, cells = [head, "|---|---|---:|---|---:|---|---:|---|---:|"], all_cells(results)
+    head = "| algorithm | task | final return, mean of seeds | each seed | by sampled actions | best published mean"
+    head += " | margin like for like, 95 % interval | p |"
+    lines, cells = [head, "|---|---|---:|---|---:|---:|---|---:|"], all_cells(results)
     for cell in cells:
-        margin = cell.final.mean() - cell.bar.mean
+        margin = cell.alike.mean() - cell.bar.mean
         each = " ".join(number(value).replace(",", "") for value in cell.final)
         outcome = "" if np.isnan(margin) else f"{'above' if cell.won else 'below'} by {number(abs(margin))}"
         if outcome and not np.isnan(cell.half):
             outcome += f" ({number(margin - cell.half, '+')} to {number(margin + cell.half, '+')})"
-        row = [cell.algo, cell.task, with_spread(cell.final), each, str(cell.bar), outcome, probability(cell.p)]
-        alike = f"{'above' if cell.won_alike else 'below'} with {with_spread(cell.alike)}"
-        row += [alike if cell.bar.sampled else "", probability(cell.p_alike) if cell.bar.sampled else ""]
+        row = [cell.algo, cell.task, with_spread(cell.final), each]
+        row += [with_spread(cell.alike) if cell.bar.sampled else "", str(cell.bar), outcome, probability(cell.p)]
         lines.append(f"| {' | '.join(row)} |")
-    tested, alike = (np.isfinite([getattr(cell, p) for cell in cells]).sum() for p in ("p", "p_alike"))
     note = (
-        "p: Welch's t test, where the source has a standard deviation over seeds (then the published mean has an"
-        f" interval here), with Holm's correction for {tested} tests, like for like {alike}. Where it has none, the"
+        "†: the published mean is of sampled actions, so the margin is that of ours by sampled actions. p: Welch's t"
+        " test, where the source has a standard deviation over seeds (then the published mean has an interval here),"
+        f" with Holm's correction for {np.isfinite([cell.p for cell in cells]).sum()} tests. Where it has none, the"
         " margin's interval takes the published mean as exact and is too narrow. The intervals are not corrected, so"
         " that one may exclude 0 where p is large."
     )
@@ -191,35 +188,31 @@ def table(results: dict[str, dict[str, dict]]) -> str:
 
 
 def matrix(results: dict[str, dict[str, dict]]) -> str:
-    """The front page's table: tasks down, algorithms across, in brackets the best published mean."""
+    """The front page's table: tasks down, algorithms across, in brackets what is compared."""
     cells = {(cell.algo, cell.task): cell for cell in all_cells(results)}
     lines = ["| | " + " | ".join(results) + " |", "|---|" + "---:|" * len(results)]
     for task in sorted({task for _, task in cells}):
         row = [task]
         for algo in results:
-            cell = cells.get((algo, task))
-            bar = (number(cell.bar.mean) + " †" * cell.bar.sampled or "none") if cell else ""
-            mark = "**" * cell.won_alike if cell else ""
-            row.append(f"{with_spread(cell.final, mark)} ({bar})" if cell else "")
+            if (cell := cells.get((algo, task))) is None:
+                row.append("")
+                continue
+            bar = number(cell.bar.mean) or "none"
+            if cell.bar.sampled:
+                bar = f"{number(cell.alike.mean())} vs {bar} †"
+            row.append(f"{with_spread(cell.final, '**' * cell.won)} ({bar})")
         lines.append(f"| {' | '.join(row)} |")
     compared = [cell for cell in cells.values() if not np.isnan(cell.bar.mean)]
-    tested = sum(not np.isnan(cell.bar.std) for cell in compared)
+    shares = [(algo, [cell.won for cell in compared if cell.algo == algo]) for algo in results]
     note = (
         "Return after a million steps: deterministic action, 100 episodes per seed, mean of the seeds with Student's"
-        f" interval at 95 %; in brackets the best published mean that we found. {counted(compared, 'won', 'p')}"
-        f" (p < 0.05 by Welch's t test with Holm's correction, which {tested} of the published means allow)."
+        " interval at 95 %; in brackets the best published mean that we found. †: that mean is of sampled actions,"
+        " which mostly costs return; before it is what our final policies have by sampled actions, and these two"
+        f" are compared. Like for like, then, {counted(compared)} (p < 0.05 by Welch's t test with Holm's correction;"
+        " the other published means have no standard deviation). **Bold** is above like for like:"
+        f" {', '.join(f'{algo} {sum(own)} of {len(own)}' for algo, own in shares if own)}."
     )
-    lines += ["", note]
-    if sampled := [cell for cell in compared if cell.bar.sampled]:
-        shares = [(algo, [cell.won_alike for cell in compared if cell.algo == algo]) for algo in results]
-        note = (
-            "†: the published mean is of sampled actions, which mostly costs return. Like for like, with these"
-            f" {len(sampled)} cells compared by sampled actions of the final policies,"
-            f" {counted(compared, 'won_alike', 'p_alike')}. **Bold** is above like for like:"
-            f" {', '.join(f'{algo} {sum(own)} of {len(own)}' for algo, own in shares if own)}."
-        )
-        lines += ["", note]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", note])
 
 
 def normalised_scores(results: dict[str, dict[str, dict]]) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -501,20 +494,24 @@ def variance_figure(result: dict, results: Path) -> bytes:
     lines.set_xlabel("thousand steps per seed", fontsize=9)
     lines.set_ylabel(f"return, {result['env_id']}", fontsize=9)
     lines.set_ylim(0, 520)  # of at most 500, beyond which an interval says nothing
+    control = read_result(results / WITH_VISITATION / "reinforce" / result["env_id"])
+    evaluation_curve(lines, control, 1e-3, color="C1", ls="--", label="reward-to-go with gamma^t")
+    lines.legend(fontsize=7, frameon=False, loc="lower right")
     for axis in (dots, lines):
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     return png(figure)
 
 
-def variance_text(result: dict) -> str:
-    """How far the means of the estimators lie from that of the last one, and the standard error of that distance."""
+def variance_text(result: dict, results: Path) -> str:
+    """How far the means of the estimators lie from that of the last one, and how far they would by chance."""
     estimators = list(result["estimators"].items())
     parts = [
         f'"{name}" {numbers["distance_of_means"]:.2g} ({numbers["standard_error_of_distance"]:.2g})'
         for name, numbers in estimators[:-1]
     ]
     variances = ", ".join(f'"{name}" {number(numbers["variance"])}' for name, numbers in estimators)
+    seeds = read_result(results / WITH_VISITATION / "reinforce" / result["env_id"])
     last, numbers = estimators[-1]
     return (
         f"Variance of the gradient: {variances}.\n\n"
@@ -522,9 +519,10 @@ def variance_text(result: dict) -> str:
         f"Left: one half-trained policy on {result['env_id']}, {result['batches']} batches of"
         f" {result['episodes_per_batch']} episodes, V(s) fitted to other episodes beforehand. All estimators keep the"
         f' factor gamma^t here, so their means should agree: that of "{last}" has norm {numbers["mean_norm"]:.2g}, and'
-        f" the others differ from it by (standard error in brackets) {', '.join(parts)}. Where the variance is large"
-        " that says little; `tests/test_reinforce.py` shows it exactly on a small task. Right: training with each,"
-        " without gamma^t, five seeds, deterministic evaluations with 95 % intervals."
+        f" the distance of the others from it is (in brackets what chance alone would make it) {', '.join(parts)}."
+        " Where the variance is large that says little; `tests/test_reinforce.py` shows it exactly on a small task."
+        f" Right: training with each, {len(seeds)} seeds, deterministic evaluations with 95 % intervals. R(tau) has the"
+        " factor gamma^t by its form, the other solid lines are without it, the dashed one is reward-to-go with it."
     )
 
 
@@ -558,10 +556,11 @@ def speed(folder: Path) -> str:
 
 def places(results: list[dict]) -> str:
     hardware = {
-        (result["env_id"], result["hardware"]["cores"], result["hardware"]["processor"] or "processor not known")
+        (result["env_id"], place["cores"], place["processor"] or "processor not known", place["gpu"] or "no GPU")
         for result in results
+        for place in [result["hardware"]]
     }
-    where = "; ".join(f"{env_id}, {cores} cores ({cpu}), no GPU" for env_id, cores, cpu in sorted(hardware))
+    where = "; ".join(f"{env_id}, {cores} cores ({cpu}), {gpu}" for env_id, cores, cpu, gpu in sorted(hardware))
     return f"{where}. Environment steps of all seeds; off-policy: one update per step."
 
 
@@ -675,9 +674,21 @@ def stale(results: Path) -> list[str]:
                 continue
             key = algo, *circumstances(meta)
             now[key] = now.get(key) or fingerprint(script, *circumstances(meta))
-            if changed := differences(meta["fingerprint"], now[key]):
+            if changed := differences(meta["fingerprint"], now[key]) + other_defaults(script, meta):
                 lines.append(f"stale: {algo} on {path.parent.name}: {changed[0]}, and {len(changed) - 1} more")
     return lines
+
+
+def other_defaults(script: Path, meta: dict[str, Any]) -> list[str]:
+    """Arguments that the command of a result did not name, and whose default is another one by now, a line each."""
+    from parts import load  # it imports torch, which takes seconds
+
+    now, then = asdict(load(script.stem).Args()), meta["args"]
+    first = meta["command"].partition(";")[0].split()
+    named = {word[2:].partition("=")[0].replace("-", "_") for word in first if word.startswith("--")}
+    named |= {name.removeprefix("no_") for name in named}
+    names = differing(now, then, {*named, *OF_THE_MACHINE, "run_dir", "resume", "evaluate", "seed", "num_seeds"})
+    return [f"{name} was {then.get(name, 'absent')}, is {now.get(name, 'absent')}" for name in names]
 
 
 def one_set_of_defaults(algo: str, tasks: dict[str, dict[str, Any]]) -> None:
@@ -719,7 +730,7 @@ def contents(args: Args, results: dict[str, dict[str, dict]]) -> dict[Path, byte
     if (path := args.results / "variance.json").exists():
         variance = json.loads(path.read_text())
         files[args.figures / "variance.png"] = variance_figure(variance, args.results)
-        sections["variance"] = variance_text(variance)
+        sections["variance"] = variance_text(variance, args.results)
     pages = {page: page.read_text() for page in (args.readme, args.details)}
     if lost := [name for name in sections if not any(f"<!-- {name}: " in text for text in pages.values())]:
         raise ValueError(f"neither page has a section for {', '.join(lost)}")

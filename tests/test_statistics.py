@@ -155,11 +155,10 @@ def test_the_table_by_hand(tmp_path):
     half = 4.302653 * 100 / np.sqrt(3)  # t(0.975, 2)
     bar = report.published()["ppo", "Ant"]
     assert walker == (
-        f"| ppo_continuous | Walker2d-v4 | 3,700 ± {half:.0f} | 3600 3700 3800 | 3,510 † |"
-        f" above by 190 ({190 - half:+.1f} to {190 + half:+.0f}) |  | above with 3,530 ± {half:.0f} |  |"
+        f"| ppo_continuous | Walker2d-v4 | 3,700 ± {half:.0f} | 3600 3700 3800 | 3,530 ± {half:.0f} | 3,510 † |"
+        f" above by 20.0 ({20 - half:+.0f} to {20 + half:+.0f}) |  |"
     )
-    assert "| above by 150 " in hopper
-    assert "|  | below with 2,380 " in hopper
+    assert "| 2,400 † | below by 19.5 " in hopper  # 2,550 by the deterministic action
 
     def p(*finals, mean, std, seeds):
         spread = np.std(finals, ddof=1)
@@ -168,23 +167,22 @@ def test_the_table_by_hand(tmp_path):
         ).pvalue
 
     # Holm's correction of two
-    pair = p(2000, 2100, mean=bar.mean, std=bar.std, seeds=bar.seeds), p(3600, 3700, mean=3554, std=1253.7, seeds=3)
-    alike = p(1830, 1930, mean=bar.mean, std=bar.std, seeds=bar.seeds)
-    assert ant.startswith("| ppo_continuous | Ant-v4 | 2,050 ± 635 | 2000 2100 | 3,258 ± 814 † | below by 1,208 (")
-    assert ant.endswith(f") | {2 * pair[0]:.3f} | below with 1,880 ± 635 | {2 * alike:.3f} |")
-    assert other == "| ppo_continuous | NotPublished-v4 | 1.5 ± 6.4 | 1.0 2.0 |  |  |  |  |  |"
-    assert trpo.startswith("| trpo | Ant-v4 | 3,650 ± 635 | 3600 3700 | 3,554 ± 3,114 | above by 96.0 (")
-    assert trpo.endswith(f" | {pair[1]:.3f} |  |  |")
-    assert "for 2 tests, like for like 2." in note
-    head, _, ant, hopper, other, walker, _, note, _, like_for_like = report.matrix(results).splitlines()
+    pair = p(1830, 1930, mean=bar.mean, std=bar.std, seeds=bar.seeds), p(3600, 3700, mean=3554, std=1253.7, seeds=3)
+    start = "| ppo_continuous | Ant-v4 | 2,050 ± 635 | 2000 2100 | 1,880 ± 635 | 3,258 ± 814 † | below by 1,378 ("
+    assert ant.startswith(start)
+    assert ant.endswith(f") | {2 * pair[0]:.3f} |")
+    assert other == "| ppo_continuous | NotPublished-v4 | 1.5 ± 6.4 | 1.0 2.0 |  |  |  |  |"
+    assert trpo.startswith("| trpo | Ant-v4 | 3,650 ± 635 | 3600 3700 |  | 3,554 ± 3,114 | above by 96.0 (")
+    assert trpo.endswith(f" | {pair[1]:.3f} |")
+    assert "for 2 tests." in note
+    head, _, ant, hopper, other, walker, _, note = report.matrix(results).splitlines()
     assert head == "| | ppo_continuous | trpo |"
-    assert ant == "| Ant-v4 | 2,050 ± 635 (3,258 †) | **3,650** ± 635 (3,554) |"
+    assert ant == "| Ant-v4 | 2,050 ± 635 (1,880 vs 3,258 †) | **3,650** ± 635 (3,554) |"
     assert hopper.startswith("| Hopper-v4 | 2,550 ± ")
     assert other == "| NotPublished-v4 | 1.5 ± 6.4 (none) |  |"
-    assert walker == f"| Walker2d-v4 | **3,700** ± {half:.0f} (3,510 †) |  |"
-    assert "3 of 4 are above it, 0 of them significantly; 1 are not, 1 of them significantly (p < 0.05" in note
-    assert "with these 3 cells compared by sampled actions of the final policies, 2 of 4" in like_for_like
-    assert like_for_like.endswith(" above like for like: ppo_continuous 1 of 3, trpo 1 of 1.")
+    assert walker == f"| Walker2d-v4 | **3,700** ± {half:.0f} (3,530 vs 3,510 †) |  |"
+    assert "2 of 4 are above it, 0 of the 1 that can be tested significantly; 2 are not, 1 of the 1 that can" in note
+    assert note.endswith(" above like for like: ppo_continuous 1 of 3, trpo 1 of 1.")
 
 
 def test_a_cell_that_cannot_be_compared_like_for_like_is_refused_by_name(tmp_path):
@@ -229,6 +227,7 @@ def test_stale_results_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(
         report, "fingerprint", lambda script, discrete, own: {"seed 1: steps": 64.0, "seed 1: evaluation": 10.0}
     )
+    monkeypatch.setattr(report, "other_defaults", lambda script, meta: [])
     assert report.stale(tmp_path) == ["a2c on Ant-v4 has no fingerprint: run.py --add-fingerprint"]
     path = tmp_path / "a2c" / "Ant-v4" / "run.json"
     meta = json.loads(path.read_text())
@@ -238,14 +237,29 @@ def test_stale_results_are_named(tmp_path, monkeypatch):
     assert report.stale(tmp_path) == ["stale: a2c on Ant-v4: seed 1: evaluation was 12, is 10, and 0 more"]
 
 
-def write_run(folder, seed, final, finished=True, steps=1000, **args):
+NAMED = "--final-eval-episodes", "10", "--num_evaluations=5", "--gone", "1"
+
+
+def test_defaults_that_a_fingerprint_cannot_see_are_compared_too():
+    """A fingerprint is of a short run, which sets these itself."""
+    for algo in ("ddpg", "a2c"):
+        meta = json.loads(next((ROOT / "benchmarks" / "results").glob(f"**/{algo}/Hopper-v4/run.json")).read_text())
+        assert report.other_defaults(ROOT / "algos" / f"{algo}.py", meta) == []
+        meta["args"] |= {"final_eval_episodes": 10, "num_evaluations": 5, "gone": 1}
+        expected = ["gone was 1, is absent", "final_eval_episodes was 10, is 100", "num_evaluations was 5, is 10"]
+        assert sorted(report.other_defaults(ROOT / "algos" / f"{algo}.py", meta)) == sorted(expected)
+        meta["command"] = " ".join([meta["command"].partition(";")[0], *NAMED])
+        assert report.other_defaults(ROOT / "algos" / f"{algo}.py", meta) == []
+
+
+def write_run(folder, seed, final, finished=True, steps=1000, script=None, **args):
     """A run folder as a script leaves it, as far as a comparison reads it. A return of "" is that of a seed whose
     weights are not finite any more."""
     folder = folder / f"Hopper-v4__a2c__{seed}__17"
     folder.mkdir(parents=True)
     args = {"seed": seed, "num_seeds": 5, "env_id": "Hopper-v4", "env_kwargs": {}, "learning_rate": 1e-3} | args
     config = {"trained_timesteps": steps, "args": {"num_evaluations": 10} | args, "versions": {"torch": "2.13.0"}}
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config | {"script_sha256": script} if script else config))
     rows = ["global_step,wall_seconds,episodic_return,eval_return,steps_per_second", f"{steps // 2},1.0,5.0,,10"]
     rows += [f"{steps},2.0,{final},{final},10"] * finished
     (folder / "metrics.csv").write_text("\n".join([*rows, ""]))
@@ -263,6 +277,19 @@ def test_every_argument_that_differs_is_named(tmp_path):
         text = compare(tmp_path / "A", tmp_path / "B")
     assert "Arguments that differ on Hopper-v4: none\n" in text
     assert "Arguments that differ on Ant-v4: learning_rate 0.001 -> 0.002, my_change absent -> True\n" in text
+
+
+def test_an_edited_script_does_not_go_unnoticed(tmp_path):
+    """The arguments are the same."""
+    for seed in range(1, 6):
+        for side, script in (("A", "a"), ("B", "b"), ("mixed", "ab"[seed % 2]), ("older", None)):
+            write_run(tmp_path / side, seed, 100.0 + seed, script=script)
+    text = {side: compare(tmp_path / "A", tmp_path / side) for side in ("A", "B", "mixed", "older")}
+    assert "Scripts of A and B: the same text\n" in text["A"]
+    assert "Scripts of A and B: not the same text\n" in text["B"]
+    assert "Scripts of A and B: not known whether the same text\n" in text["older"]
+    assert "warning: Hopper-v4: B was trained by different versions of the script" in text["mixed"]
+    assert not any("different versions of the script" in text[side] for side in ("A", "B", "older"))
 
 
 def test_a_better_change_is_called_better(tmp_path):
