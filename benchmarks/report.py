@@ -41,13 +41,12 @@ PUBLISHED_NAME = {"ppo_continuous": "ppo"}
 ALGOS = ("ppo_continuous", "trpo", "a2c", "reinforce", "sac", "ddpg")
 STEPS = 1_000_000  # of the table, per seed
 OF_A_CELL = OF_THE_MACHINE | {"env_id", "device", "cuda_graphs", "compile", "save_replay"}  # may differ in the table
-ESTIMATORS = {  # of variance.py: where in the results the trainings with them are
-    "whole return R(tau)": "estimators/whole_return",
-    "reward-to-go": "estimators/reward_to_go",
-    "minus a moving average": "estimators/moving_average",
-    "minus a learned V(s)": "shorter",  # the default
+ESTIMATORS = {  # of variance.py: where in the results the trainings with them are, with the factor gamma^t and without
+    "whole return R(tau)": ("estimators/whole_return", None),  # which has it by its form
+    "reward-to-go": ("estimators/reward_to_go_with_gamma_t", "estimators/reward_to_go"),
+    "minus a moving average": ("estimators/moving_average_with_gamma_t", "estimators/moving_average"),
+    "minus a learned V(s)": ("estimators/learned_value_with_gamma_t", "shorter"),  # the default
 }
-WITH_VISITATION = "estimators/reward_to_go_with_gamma_t"  # the factor that R(tau) has by its form, the others do not
 
 
 @dataclass
@@ -477,13 +476,16 @@ def variance_figure(result: dict, results: Path) -> bytes:
     """The variance of REINFORCE's gradient with each estimator, as measured by variance.py, and what each learns."""
     names = list(result["estimators"])
     variances = [result["estimators"][name]["variance"] for name in names]
-    figure, (dots, lines) = plt.subplots(1, 2, figsize=(10, 2.6), layout="constrained", width_ratios=(3, 2))
+    figure, axes = plt.subplots(1, 3, figsize=(12, 2.6), layout="constrained", width_ratios=(4, 3, 3))
+    dots, *curves = axes
     for i, (name, value) in enumerate(zip(names, variances, strict=True)):
         color = f"C{(3, 1, 2, 0)[i]}"
         dots.scatter(value, i, color=color)  # bars have no foot on a log axis
         dots.annotate(number(value), (value, i), (7, 0), textcoords="offset points", va="center", fontsize=8)
-        seeds = read_result(results / ESTIMATORS[name] / "reinforce" / result["env_id"])
-        evaluation_curve(lines, seeds, 1e-3, color=color)
+        for lines, folder in zip(curves, ESTIMATORS[name], strict=True):
+            if folder:
+                seeds = read_result(results / folder / "reinforce" / result["env_id"])
+                evaluation_curve(lines, seeds, 1e-3, color=color)
     dots.set_yticks(range(len(names)), names, fontsize=9)
     dots.set_ylim(len(names) - 0.5, -0.5)
     dots.set_xscale("log")
@@ -491,13 +493,12 @@ def variance_figure(result: dict, results: Path) -> bytes:
     dots.set_xlim(min(variances) / 2, max(variances) * 4)
     dots.grid(axis="x", color="0.9")
     dots.set_axisbelow(True)
-    lines.set_xlabel("thousand steps per seed", fontsize=9)
-    lines.set_ylabel(f"return, {result['env_id']}", fontsize=9)
-    lines.set_ylim(0, 520)  # of at most 500, beyond which an interval says nothing
-    control = read_result(results / WITH_VISITATION / "reinforce" / result["env_id"])
-    evaluation_curve(lines, control, 1e-3, color="C1", ls="--", label="reward-to-go with gamma^t")
-    lines.legend(fontsize=7, frameon=False, loc="lower right")
-    for axis in (dots, lines):
+    for lines, title in zip(curves, ("training, with gamma^t", "training, without gamma^t"), strict=True):
+        lines.set_title(title, fontsize=9)
+        lines.set_xlabel("thousand steps per seed", fontsize=9)
+        lines.set_ylim(0, 520)  # of at most 500, beyond which an interval says nothing
+    curves[0].set_ylabel(f"return, {result['env_id']}", fontsize=9)
+    for axis in axes:
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     return png(figure)
@@ -511,7 +512,7 @@ def variance_text(result: dict, results: Path) -> str:
         for name, numbers in estimators[:-1]
     ]
     variances = ", ".join(f'"{name}" {number(numbers["variance"])}' for name, numbers in estimators)
-    seeds = read_result(results / WITH_VISITATION / "reinforce" / result["env_id"])
+    seeds = read_result(results / ESTIMATORS[estimators[0][0]][0] / "reinforce" / result["env_id"])
     last, numbers = estimators[-1]
     return (
         f"Variance of the gradient: {variances}.\n\n"
@@ -521,8 +522,8 @@ def variance_text(result: dict, results: Path) -> str:
         f' factor gamma^t here, so their means should agree: that of "{last}" has norm {numbers["mean_norm"]:.2g}, and'
         f" the distance of the others from it is (in brackets what chance alone would make it) {', '.join(parts)}."
         " Where the variance is large that says little; `tests/test_reinforce.py` shows it exactly on a small task."
-        f" Right: training with each, {len(seeds)} seeds, deterministic evaluations with 95 % intervals. R(tau) has the"
-        " factor gamma^t by its form, the other solid lines are without it, the dashed one is reward-to-go with it."
+        f" Middle and right: training with each, {len(seeds)} seeds, deterministic evaluations with 95 % intervals."
+        " R(tau) has the factor gamma^t by its form."
     )
 
 
@@ -582,6 +583,9 @@ def speed_details(folder: Path) -> str:
             parts.pop("training")  # the whole
             cells = [algo, seeds.split()[0], shown(rates[f"{algo}, {seeds}"]), f"{share:.0%}"]
             lines.append("| " + " | ".join([*cells, ", ".join(f"{part:.0%}" for part in parts.values())]) + " |")
+        if rate := rates.get(f"{algo}, a process per core"):
+            cells = [algo, f"1 in each of {result['hardware']['cores']} processes", shown(rate), "", ""]
+            lines.append(f"| {' | '.join(cells)} |")
         for peer, times in result["times_peer"].items():
             ratios = ", ".join(f"{ratio:.1f} with {seeds.removesuffix(' seeds')}" for seeds, ratio in times.items())
             peers.append("| " + " | ".join([algo, peer, shown(rates[peer]), ratios]) + " |")
@@ -616,6 +620,8 @@ def elsewhere(result: dict) -> str:
     own = listed(f"{rates[f'{algo}, {name}']['median']:,.0f}" for name in result["of_envpool"])
     text = f"\nOn {place['cores']} cores of another processor ({place['processor']})"
     text += f" {algo} has {own} steps per second with {listed(seeds)} seeds"
+    if rate := rates.get(f"{algo}, a process per core"):
+        text += f" in one process, {shown(rate)} with one seed in each of {place['cores']} processes"
     for peer, times in result["times_peer"].items():
         text += f", {listed(f'{ratio:.1f}' for ratio in times.values())} times those of {peer} ({shown(rates[peer])})"
     if "of_matrix_product" in result:

@@ -13,6 +13,7 @@ a process of its own with an untimed warm-up; medians with every repeat go to be
 GPU to <algo>_cuda.json. Where the time goes is measured by parts.py, with 1 and with more seeds.
 """
 
+import concurrent.futures
 import contextlib
 import csv
 import functools
@@ -123,6 +124,14 @@ def ours(algo: str, env_id: str, device: str, num_seeds: int, *flags: str) -> fl
     if algo in OFF_POLICY:
         rows = [row for row in rows if int(row["global_step"]) > 4000]
     return statistics.median(float(row["steps_per_second"]) for row in rows[len(rows) // 5 :])
+
+
+def apart(algo: str, env_id: str) -> float:
+    """What seeds in one process have to beat: the sum of a process per core, side by side, of one seed and one thread."""
+    flags = ("--env-threads", "1", "--torch-threads", "1")
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        runs = [pool.submit(ours, algo, env_id, "cpu", 1, *flags) for _ in range(os.cpu_count())]
+        return sum(run.result() for run in runs)
 
 
 def sb3(algo: str, env_id: str, goal: float | None = None, **extra: Any) -> float:
@@ -244,6 +253,8 @@ def measurements(algo: str, args: Args) -> dict[str, Callable[[], float]]:
     for variant, seeds in itertools.product(variants, numbers_of_seeds(algo, args)):  # compilations, the slowest, last
         name = f"{algo}, {seeds_text(seeds)}" + f", {variant}" * (variant != "graphs")
         plans[name] = functools.partial(ours, algo, args.env_id, args.device, seeds, *VARIANTS[variant])
+    if args.device == "cpu":
+        plans[f"{algo}, a process per core"] = functools.partial(apart, algo, args.env_id)
     if algo == "ppo_continuous" and args.device != "cpu":
         plans["EnvPool alone, 1 environment"] = functools.partial(envpool_raw, args.env_id, 1)
         flags = ["--num-envs", "1", "--num-steps", "2048", "--num-minibatches", "32"]
