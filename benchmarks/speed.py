@@ -127,7 +127,8 @@ def ours(algo: str, env_id: str, device: str, num_seeds: int, *flags: str) -> fl
 
 
 def apart(algo: str, env_id: str) -> float:
-    """What seeds in one process have to beat: the sum of a process per core, side by side, of one seed and one thread."""
+    """What several seeds in one process have to beat: a process per core side by side, of one seed and one thread each.
+    The sum of their rates."""
     flags = ("--env-threads", "1", "--torch-threads", "1")
     with concurrent.futures.ThreadPoolExecutor() as pool:
         runs = [pool.submit(ours, algo, env_id, "cpu", 1, *flags) for _ in range(os.cpu_count())]
