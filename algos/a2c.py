@@ -10,7 +10,7 @@ went, and take one gradient step that makes better-than-expected actions more li
     J = E[ sum_t gamma^t r_t ]                                               objective
     grad J = E[ sum_t gamma^t grad log pi(a_t|s_t) A_t ]                     policy gradient theorem
            = E_{s, a ~ d}[ grad log pi(a|s) A ] / (1 - gamma)                d: discounted state visitation
-    A_t = sum_l (gamma * lambda)^l delta_{t+l}, held constant                GAE, compute_gae
+    A_t ~ sum_l (gamma * lambda)^l delta_{t+l}, held constant                its estimate: GAE, compute_gae
         = r_t + gamma r_{t+1} + ... + gamma^n V(s_{t+n}) - V(s_t)            --gae-lambda 1: the n-step advantage
     delta_t = r_t + gamma * (1 - terminated_t) * V(s_{t+1}) - V(s_t)         --gae-lambda 0: the TD error
     loss = -E[ log pi A ] + vf_coef * E[ (V - (A + V_old))^2 ] / 2 - ent_coef * E[ entropy ]                  update
@@ -20,35 +20,37 @@ went, and take one gradient step that makes better-than-expected actions more li
     python algos/a2c.py --env-id Walker2d-v4 --num-seeds 5                                 # continuous ones
     python algos/a2c.py --env-id Walker2d-v4 --gae-lambda 0 --num-steps 1                  # TD actor-critic
 
-A3C plays the environments in asynchronous workers, whose gradients arrive late; here they step together and one batch
-holds them all; n reaches to the end of the rollout or episode. The theorem weights step t by gamma^t, or draws states
-from d: play on with probability gamma, else stop, and take the state where it stopped. Practice drops the weight, as
-this script does, and what is then followed is in general the gradient of no objective (Nota and Thomas, 2020,
-arXiv:1906.07073).
+lambda = 0 has the least variance and all the bias of V's error, lambda = 1 the least bias and the variance of n sampled
+rewards; n reaches to the end of the rollout or episode. A3C plays the environments in asynchronous workers, whose
+gradients arrive late; here they step together and one batch holds them all. That many games at once decorrelate a
+batch, in place of a replay. The theorem weights step t by gamma^t, or draws states from d: play on with probability
+gamma, else stop, and take the state where it stopped. Practice drops the weight, as this script does, and what is then
+followed is in general the gradient of no objective (Nota and Thomas, 2020, arXiv:1906.07073).
 
 Details that matter:
  1. Seed axis: every tensor of a network is [S, ...] and one batched product trains S independent agents. Losses are
-    summed over seeds; norms and statistics are per seed, so no seed affects another.
+    summed over seeds; norms and statistics are per seed, so no seed affects another. Shapes: S seeds, N environments of
+    each, T steps, B rows (T * N), D and A dimensions of observation and action.
  2. Next-step auto-reset: the step after `done` ignores its action and returns the first observation of the new
     episode. That row is not a transition: `valid` masks it out of every loss and statistic.
  3. obs[t + 1] is the true next observation of every valid row, including an episode's last. So truncation
     bootstraps from V(obs[t + 1]); termination does not; the trace is cut at both.
  4. A policy is a softmax over actions or a normal, depending on the action space; the algorithm is the same.
  5. Observations are centred and divided by their running standard deviation, whose statistics take in a batch only
-    after its update. Rewards are not centred, but divided by the running standard deviation of an episode's discounted
-    sum of rewards so far, this batch included. Both are clipped to +-10. Evaluation freezes the statistics and reports
+    after its update. Rewards are not centred, but divided by the running standard deviation of `discounted_sums`, this
+    batch included. Both are clipped to +-10. Evaluation freezes the statistics and reports
     the task's own return.
  6. The unit of a normal policy is half the action range. Actions are scaled and clipped to the task's bounds for the
     simulator only; the log-probability is that of the unclipped action. The policy's standard deviation sigma has a
     floor: the gradient of the mean grows like 1 / sigma, and when advantages are only noise, that ruins a perfect
     policy.
  7. Far outside the action range all samples of a normal policy are clipped to the same action: nothing is explored any
-    more, and the gradient is noise. `bounds_loss` keeps the mean from going there, as that of rl_games does from
-    1.1 times the range on.
+    more, and the gradient is noise. `bounds_loss` keeps the mean from going there (that of rl_games begins at 1.1
+    times the range).
 Deviations from the paper: 5, 6, 7, orthogonal initialisation, other networks and no recurrence, a sigma that does not
 depend on the state, a clipped gradient norm, no entropy bonus, GAE, and Adam. Closer to the paper's Atari runs is
 `--gae-lambda 1 --num-steps 5 --optimizer rmsprop --ent-coef 0.01 --bounds-loss-coef 0`, though PyTorch's RMSprop
-divides by sqrt(g) + epsilon, the paper's by sqrt(g + epsilon).
+divides by sqrt(g) + epsilon, the paper's by sqrt(g + epsilon), g being the running mean of squared gradients.
 """
 
 import contextlib
@@ -205,12 +207,13 @@ class Agent(nn.Module):
         return ((obs - self.obs_stats.mean) * (self.obs_stats.var + 1e-8).rsqrt()).clamp(-10, 10)
 
     def policy(self, obs: Tensor) -> tuple[Tensor, ...]:
-        """(logits,) of a softmax over actions, or (mean, log_std) of a normal, for normalised obs [S, B, D]."""
+        """(logits [S, B, n],) of a softmax, or (mean [S, B, A], log_std [S, 1, A]) of a normal, for normalised obs."""
         outputs = self.actor(obs)
         return (outputs,) if self.discrete else (outputs, self.log_std)
 
     def to_task(self, actions: Tensor) -> Tensor:
-        """Actions of the policy [S, B, A] as the task takes them: scaled and clipped to its range, or numbers."""
+        """Actions of the policy [S, B, A] as the task takes them: scaled and clipped to its range, or
+        counted from its first one."""
         if self.discrete:
             return actions + self.first_action
         return (actions * self.action_scale + self.action_bias).clamp(self.action_low, self.action_high)
@@ -256,8 +259,8 @@ def sample(policy: tuple[Tensor, ...]) -> Tensor:
 
 
 def log_prob(actions: Tensor, policy: tuple[Tensor, ...]) -> Tensor:
-    """Log-probability of each row's action, a number from 0 under a softmax; or its log-density under independent
-    normals, summed over the action's dimensions."""
+    """Log-probability of each row's action under a softmax, where it is one of 0, 1, ...; or its log-density under
+    independent normals, summed over the action's dimensions."""
     if len(policy) == 1:
         return policy[0].log_softmax(-1).gather(-1, actions.long()).squeeze(-1)
     mean, log_std = policy
@@ -274,7 +277,7 @@ def entropy(policy: tuple[Tensor, ...]) -> Tensor:
 
 
 def sum_rows(x: Tensor) -> Tensor:
-    """Sum over the rows of each seed: [S, B, ...] to [S, ...]. (PPO's also sums over the ranks of torchrun.)"""
+    """Sum over the rows of each seed: [S, B, ...] to [S, ...]."""
     return x.sum(1)
 
 
@@ -303,7 +306,7 @@ def compute_gae(
 
 
 def discounted_sums(rewards: Tensor, done: Tensor, carry: Tensor, gamma: float) -> Tensor:
-    """Discounted sum of the rewards of each episode so far, [T, S, N]; `carry` [S, N] takes it to the next rollout."""
+    """sum_{k <= t} gamma^(t - k) r_k within each episode, [T, S, N]; `carry` [S, N] takes it to the next rollout."""
     sums = torch.zeros_like(rewards)
     for t in range(len(rewards)):
         sums[t] = carry * gamma + rewards[t]

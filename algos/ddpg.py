@@ -5,7 +5,8 @@
 """Deep Deterministic Policy Gradient (Lillicrap et al., 2016, arXiv:1509.02971).
 
 The idea: Q-learning for continuous actions. The maximum over actions is replaced by an actor that is trained to find
-it, by the gradient that runs from Q through the action; noise on the action explores, and a replay keeps the past.
+it, by the gradient that runs from Q through the action; noise on the action explores, and a replay keeps the past. Old
+transitions stay usable, since y asks today's policy for the next action; slow targets keep y from moving with Q.
 
     J = E[ sum_t gamma^t r_t ]                                               objective
     y = r + gamma * (1 - terminated) * Q_target(s', pi_target(s'))           td_target
@@ -21,14 +22,15 @@ it, by the gradient that runs from Q through the action; noise on the action exp
 
 Details that matter:
  1. Seed axis: every tensor of a network is [S, ...] and one batched product trains S independent agents. Losses are
-    summed over seeds, so no seed affects another; each has its own replay.
+    summed over seeds, so no seed affects another; each has its own replay. Shapes: S seeds, N environments of each, B
+    rows of a batch, D and A dimensions of observation and action.
  2. Next-step auto-reset: the step after `done` ignores its action and returns the first observation of the new
     episode. That row is not a transition: it is never stored.
  3. next_obs is the true next observation, that of an episode's last step included: truncation bootstraps from it,
     termination does not.
  4. utd_ratio is the number of updates per environment step of a seed: 16 updates go with a step of 16 environments.
-    They run after its actions are chosen and before the simulator steps, so a GPU can overlap the two; its transitions
-    can be drawn from the next step on.
+    They run once the actions are chosen (on a GPU while the simulator steps), so a step's own transitions can be drawn
+    from the next step on.
  5. Noise is normal, drawn anew for every environment and every dimension of the action, in units of half its range.
  6. The gradient runs from Q through the action into the policy; the critic's own weights get none of it.
  7. Observations and rewards are taken as they are.
@@ -235,7 +237,7 @@ def q_value(critic: nn.Sequential, obs: Tensor, actions: Tensor) -> Tensor:
 
 
 def td_target(rewards: Tensor, terminated: Tensor, next_values: Tensor, gamma: float) -> Tensor:
-    """r + gamma * (1 - terminated) * V(s'); a truncated episode still has V(s') to come."""
+    """r + gamma * (1 - terminated) * next_values, those of s'; a truncated episode still has them to come."""
     return rewards + gamma * torch.where(terminated > 0, 0.0, next_values)  # 0 times what is not finite would be NaN
 
 
@@ -360,7 +362,7 @@ def train(args: Args) -> list[Path]:
             # Learn, utd_ratio updates per step; a GPU goes on with it while the simulator steps
             if step - refill_from >= args.learning_starts:
                 owed += per_step
-                while owed > block - 1e-6:  # ten times 0.1 is a little less than 1
+                while owed > block - 1e-6:  # in floating point ten times 0.1 is a little less than 1
                     learn()
                     owed, updates = owed - block, updates + block
 

@@ -4,20 +4,21 @@
 # ///
 """Proximal Policy Optimization for continuous actions (Schulman et al., 2017, arXiv:1707.06347).
 
-The idea: collect a batch with the current policy, then climb the same batch for several epochs, while a clipped (or
-KL-penalised) importance ratio keeps the new policy near the one that acted.
+The idea: collect a batch with the current policy, then climb the same batch for several epochs. Clipping the importance
+ratio takes away what there is to gain from leaving the policy that acted; a KL penalty charges for it.
 
     J = E[ sum_t gamma^t r_t ]                                               objective
-    E_pi[ A ] = E_old[ ratio * A ],  ratio = pi(a|s) / pi_old(a|s)           importance sampling
+    E_{a~pi}[ A ] = E_old[ ratio * A ],  ratio = pi(a|s) / pi_old(a|s)       importance sampling, s from pi_old
+    grad E_old[ ratio * A ] = E_old[ grad log pi A ] at pi = pi_old          the policy gradient
     L_clip = E[ min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A) ]          eq. 7, policy_loss_clip
     L_kl = E[ ratio * A ] - kl_coef * E[ KL(pi_old, pi) ]                    eq. 8, policy_loss_kl (--kl-coef)
     kl_coef doubles where KL > 1.5 * target_kl, halves where KL < target_kl / 1.5      section 4, adapt_kl_coef
-    A_t = sum_l (gamma * lambda)^l delta_{t+l}                               eq. 11, compute_gae
+    A_t ~ sum_l (gamma * lambda)^l delta_{t+l}                               eq. 11, compute_gae; normalised for L only
     delta_t = r_t + gamma * (1 - terminated_t) * V(s_{t+1}) - V(s_t)         eq. 12
     loss = -L + vf_coef * E[ (V - (A + V_old))^2 ] / 2 - ent_coef * E[ entropy ]       eq. 9, update_minibatch
 
-Importance sampling corrects the actions only, and its variance grows as pi leaves pi_old; states are still those of
-pi_old. Hence the clipping, or the penalty.
+Importance sampling corrects the actions only, and its variance grows as pi leaves pi_old: the second moment is
+E_old[ (ratio * A)^2 ] = E_{a~pi}[ ratio * A^2 ]. States are still those of pi_old. Hence the clipping, or the penalty.
 
     python algos/ppo_continuous.py --env-id Walker2d-v4
     python algos/ppo_continuous.py --env-id Walker2d-v4 --num-seeds 5                      # five agents, one process
@@ -28,14 +29,16 @@ pi_old. Hence the clipping, or the penalty.
 Details that matter:
  1. Seed axis: every tensor of a network is [S, ...] and one batched product trains S independent agents. Losses are
     summed over seeds; norms, statistics, minibatches and the KL coefficient are per seed, so no seed affects another.
+    Shapes: S seeds, N environments of each, T steps, B rows (T * N), M of a minibatch, D and A dimensions of
+    observation and action.
  2. Next-step auto-reset: the step after `done` ignores its action and returns the first observation of the new
     episode. That row is not a transition: `valid` masks it out of every loss and statistic.
  3. obs[t + 1] is the true next observation of every valid row, including an episode's last. So truncation
     bootstraps from V(obs[t + 1]); termination does not; the trace of GAE is cut at both.
  4. Observations are centred and divided by their running standard deviation, whose statistics take in a batch only
     after its update: the ratio of the first minibatch is 1. Rewards are not centred, but divided by the running
-    standard deviation of an episode's discounted sum of rewards so far, this batch included. Both are clipped to +-10.
-    Evaluation freezes the statistics and reports the task's own return.
+    standard deviation of `discounted_sums`, this batch included. Both are clipped to +-10. Evaluation freezes the
+    statistics and reports the task's own return.
  5. The policy's unit is half the action range. Actions are scaled and clipped to the task's bounds for the simulator
     only; the log-probability is that of the unclipped action.
  6. Advantages are normalised once per iteration over the seed's whole batch, reset rows left out.
@@ -121,8 +124,8 @@ class Args:
     num_minibatches: int = 16  # minibatches per pass
     norm_adv: bool = True  # normalise advantages
     clip_coef: float = 0.2  # epsilon of the clipped ratio
-    kl_coef: float | None = None  # use the KL penalty, with this initial coefficient, instead of the clipped ratio
-    target_kl: float = 0.01  # KL(old, new) per iteration around which the penalty's coefficient doubles or halves
+    kl_coef: float | None = None  # use the KL penalty, with this first coefficient (beta), instead of the clipped ratio
+    target_kl: float = 0.01  # with kl_coef: the KL(old, new) per iteration to which it is steered (d_targ)
     clip_vloss: bool = False  # clip the change of the value as well, by clip_coef
     vf_coef: float = 0.25  # weight of the value loss
     ent_coef: float = 0.0  # weight of the entropy bonus
@@ -322,7 +325,7 @@ def compute_gae(
 
 
 def discounted_sums(rewards: Tensor, done: Tensor, carry: Tensor, gamma: float) -> Tensor:
-    """Discounted sum of the rewards of each episode so far, [T, S, N]; `carry` [S, N] takes it to the next rollout."""
+    """sum_{k <= t} gamma^(t - k) r_k within each episode, [T, S, N]; `carry` [S, N] takes it to the next rollout."""
     sums = torch.zeros_like(rewards)
     for t in range(len(rewards)):
         sums[t] = carry * gamma + rewards[t]
@@ -331,7 +334,8 @@ def discounted_sums(rewards: Tensor, done: Tensor, carry: Tensor, gamma: float) 
 
 
 def policy_loss_clip(ratio: Tensor, advantages: Tensor, valid: Tensor, clip_coef: float) -> Tensor:
-    """Minus eq. 7 of the paper, per seed."""
+    """Minus eq. 7 of the paper, per seed. Past the clip on the side that the advantage favours a row has no gradient;
+    past it on the other side, where min takes the plain product, the gradient leads back."""
     clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
     return -masked_mean(torch.minimum(ratio * advantages, clipped * advantages), valid)
 
@@ -342,7 +346,7 @@ def policy_loss_kl(ratio: Tensor, advantages: Tensor, valid: Tensor, kl: Tensor,
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, valid: Tensor, clip_coef: float | None) -> Tensor:
-    """Half the mean squared error, per seed; with `clip_coef` the larger of that and of V kept near its old value."""
+    """Half the mean squared error, per seed; with `clip_coef`, per row the larger error of V and of the clipped V."""
     error = (values - returns).square()
     if clip_coef is not None:
         clipped = old_values + (values - old_values).clamp(-clip_coef, clip_coef)
@@ -477,8 +481,8 @@ def train(args: Args) -> list[Path]:
         dist.broadcast_object_list(found)  # of rank 0: the others may be on another machine
     folders, saved = found[0]
     step = saved["global_step"] if saved else 0
-    # A simulator cannot be saved: resuming starts new episodes. Rank 0 has those of a run without torchrun, because a
-    # last 0 changes no SeedSequence (of seeds below 2**32).
+    # A simulator cannot be saved: resuming starts new episodes. Rank 0 plays those of a run without torchrun, because a
+    # trailing 0 leaves a SeedSequence (of seeds below 2**32) as it is.
     envs = make_envs(args, spaced_seeds(args, N, 0, step, rank))
     check_task(envs, args, gymnasium.spaces.Box)
     action_space = envs.single_action_space
@@ -503,7 +507,7 @@ def train(args: Args) -> list[Path]:
     obs_in = torch.zeros(S, N, agent.obs_dim, pin_memory=on_cuda)
     action_out, env_action_out = (torch.zeros(S, N, agent.action_dim, pin_memory=on_cuda) for _ in range(2))
     carry = torch.zeros(S, N, device=device)  # discounted reward of the running episodes, which scales rewards
-    # For the shapes: without a valid row it changes no statistic
+    # Run once on an empty rollout, for the shapes; no row is valid, so no statistic changes
     batch = {name: tensor.clone() for name, tensor in compute_targets(agent, rollout, carry, args).items()}
     seed_index = torch.arange(S, device=device)[:, None]
     gradient_step = torch.compile(update_minibatch) if args.compile else update_minibatch

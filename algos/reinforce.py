@@ -5,7 +5,8 @@
 """REINFORCE: the policy gradient by Monte Carlo (Williams, 1992, doi:10.1007/BF00992696).
 
 The idea: act, see what comes of it, and make the actions that were followed by much reward more likely. The gradient
-of an expected return needs no model of the task, because grad pi = pi * grad log pi.
+of an expected return needs no model of the task: grad p(tau) = p(tau) grad log p(tau), and of log p(tau) only
+sum_t log pi(a_t|s_t) depends on the parameters.
 
     J = E[ R(tau) ],  R(tau) = sum_t gamma^t r_t                             objective
     grad J = E[ sum_t grad log pi(a_t|s_t) R(tau) ]                          log-derivative trick, --no-reward-to-go
@@ -13,7 +14,7 @@ of an expected return needs no model of the task, because grad pi = pi * grad lo
            = E_{s, a ~ d}[ grad log pi(a|s) (Q(s, a) - b(s)) ] / (1 - gamma)  d: discounted state visitation
     G_t = r_t + gamma * G_{t+1}                                              reward_to_go, in linear time, backwards
     E[ grad log pi(a|s) b(s) ] = b(s) grad sum_a pi(a|s) = b(s) grad 1 = 0   so a baseline b moves the variance only
-    b = sum_i 0.9^i m_i / sum_i 0.9^i,  m_i: mean of G_t, i batches ago       --baseline mean
+    b = sum_i 0.9^i m_i / sum_i 0.9^i,  m_i: mean of G_t i batches ago       --baseline mean; b = 0 at first
     b = V(s), by least squares                                               --baseline value
 
     python algos/reinforce.py --env-id CartPole-v1                                         # b = V(s), learned
@@ -26,8 +27,8 @@ Baselines, and the bias of each:
                  of the batch and nothing after it: room for a second one would favour short episodes. Nothing is
                  bootstrapped. The average b is of earlier batches; this batch's own would depend on the actions it
                  judges. Before its norm is clipped, the gradient has no bias but that of detail 1 and of detail 6: the
-                 scale of rewards depends on the batch, and they are clipped. The price is variance: that of H
-                 uncorrelated terms, each times a return of up to H rewards, can grow like H * H^2 = H^3.
+                 scale of rewards depends on the batch, and they are clipped. The price is variance: a sum of H
+                 uncorrelated grad log pi, each times a return of up to H rewards, can vary like H * H^2 = H^3.
     value        Environments go on from batch to batch. What comes after the end of a batch or a time limit is replaced
                  by V, whose error is the bias. Except for detail 8 and Adam's epsilon this is `a2c.py --gae-lambda 1
                  --bounds-loss-coef 0` with rarer, larger batches, which Sutton and Barto (2018, chapter 13) would call
@@ -39,9 +40,10 @@ Details that matter:
     given; R(tau), discounted from the first step on, has it in any case. Without it one follows in general the gradient
     of no objective (Nota and Thomas, 2020, arXiv:1906.07073).
  2. Seed axis: every tensor of a network is [S, ...] and one batched product trains S independent agents. Losses are
-    summed over seeds; norms and statistics are per seed, so no seed affects another. But a batch of whole episodes ends
-    with the longest of any seed and counts as that many steps for each: with none or mean, a seed alone makes more
-    updates.
+    summed over seeds; norms and statistics are per seed, so no seed affects another. But with none or mean a batch
+    lasts as long as the longest episode of any seed, and every seed is charged that many steps: alone, a seed makes
+    more updates. Shapes: S seeds, N environments of each, T steps, B rows (T * N), D and A dimensions of observation
+    and action.
  3. Next-step auto-reset: the step after `done` ignores its action and returns the first observation of the new
     episode. That row is not a transition: `valid` masks it out of every loss and statistic.
  4. With a learned V, obs[t + 1] is the true next observation of every valid row, including an episode's last. So
@@ -50,8 +52,8 @@ Details that matter:
     linear; the algorithm is the same. But V is linear then as well, and bootstrapping from a V that cannot fit follows
     its error: a linear policy solves CartPole-v1 with a moving average, and forgets it again with V(s).
  6. Observations are centred and divided by their running standard deviation, whose statistics take in a batch only
-    after its update. Rewards are not centred, but divided by the running standard deviation of an episode's discounted
-    sum of rewards so far, this batch included. Both are clipped to +-10. Evaluation freezes the statistics and reports
+    after its update. Rewards are not centred, but divided by the running standard deviation of `discounted_sums`, this
+    batch included. Both are clipped to +-10. Evaluation freezes the statistics and reports
     the task's own return.
  7. The unit of a normal policy is half the action range. Actions are scaled and clipped to the task's bounds for the
     simulator only; the log-probability is that of the unclipped action.
@@ -120,7 +122,7 @@ class Args:
     # Algorithm
     baseline: Literal["none", "mean", "value"] = "value"  # mean: a moving average; value: a learned V(s)
     reward_to_go: bool = True  # weight an action by what follows it; else by R(tau), with baseline none or mean
-    discount_visitation: bool = False  # keep the factor gamma^t of the theorem, as R(tau) always does; not of the bonus
+    discount_visitation: bool = False  # weight log pi (not the entropy) by the theorem's gamma^t; R(tau) has it anyway
     num_steps: int = 64  # with baseline value: steps of each environment per iteration
     horizon: int = 1000  # with baseline none or mean: steps after which an episode is cut
     learning_rate: float = 3e-3  # initial learning rate of Adam
@@ -222,12 +224,13 @@ class Agent(nn.Module):
         return ((obs - self.obs_stats.mean) * (self.obs_stats.var + 1e-8).rsqrt()).clamp(-10, 10)
 
     def policy(self, obs: Tensor) -> tuple[Tensor, ...]:
-        """(logits,) of a softmax over actions, or (mean, log_std) of a normal, for normalised obs [S, B, D]."""
+        """(logits [S, B, n],) of a softmax, or (mean [S, B, A], log_std [S, 1, A]) of a normal, for normalised obs."""
         outputs = self.actor(obs)
         return (outputs,) if self.discrete else (outputs, self.log_std)
 
     def to_task(self, actions: Tensor) -> Tensor:
-        """Actions of the policy [S, B, A] as the task takes them: scaled and clipped to its range, or numbers."""
+        """Actions of the policy [S, B, A] as the task takes them: scaled and clipped to its range, or
+        counted from its first one."""
         if self.discrete:
             return actions + self.first_action
         return (actions * self.action_scale + self.action_bias).clamp(self.action_low, self.action_high)
@@ -273,8 +276,8 @@ def sample(policy: tuple[Tensor, ...]) -> Tensor:
 
 
 def log_prob(actions: Tensor, policy: tuple[Tensor, ...]) -> Tensor:
-    """Log-probability of each row's action, a number from 0 under a softmax; or its log-density under independent
-    normals, summed over the action's dimensions."""
+    """Log-probability of each row's action under a softmax, where it is one of 0, 1, ...; or its log-density under
+    independent normals, summed over the action's dimensions."""
     if len(policy) == 1:
         return policy[0].log_softmax(-1).gather(-1, actions.long()).squeeze(-1)
     mean, log_std = policy
@@ -291,7 +294,7 @@ def entropy(policy: tuple[Tensor, ...]) -> Tensor:
 
 
 def sum_rows(x: Tensor) -> Tensor:
-    """Sum over the rows of each seed: [S, B, ...] to [S, ...]. (PPO's also sums over the ranks of torchrun.)"""
+    """Sum over the rows of each seed: [S, B, ...] to [S, ...]."""
     return x.sum(1)
 
 
@@ -316,7 +319,7 @@ def reward_to_go(rewards: Tensor, next_values: Tensor, terminated: Tensor, done:
 
 
 def discounted_sums(rewards: Tensor, done: Tensor, carry: Tensor, gamma: float) -> Tensor:
-    """Discounted sum of the rewards of each episode so far, [T, S, N]; `carry` [S, N] takes it to the next rollout."""
+    """sum_{k <= t} gamma^(t - k) r_k within each episode, [T, S, N]; `carry` [S, N] takes it to the next rollout."""
     sums = torch.zeros_like(rewards)
     for t in range(len(rewards)):
         sums[t] = carry * gamma + rewards[t]

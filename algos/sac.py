@@ -5,10 +5,11 @@
 """Soft Actor-Critic (Haarnoja et al., 2018, arXiv:1812.05905).
 
 The idea: maximise reward and entropy. A policy that is as random as its task allows explores by itself; learning from a
-replay uses each step many times.
+replay uses each step many times. Old transitions stay usable, since y asks today's policy for the next action; slow
+targets keep y from moving with Q.
 
     J = E[ sum_t gamma^t (r_t + alpha * H(pi(.|s_t))) ]                      maximum-entropy objective
-    V(s') = min_j Q_target_j(s', a') - alpha * log pi(a'|s'),  a' ~ pi       eq. 3
+    V(s') ~ min_j Q_target_j(s', a') - alpha * log pi(a'|s'),  a' ~ pi       eq. 3, by one draw
     y = r + gamma * (1 - terminated) * V(s')                                 td_target
     critic: min E[ (Q_j(s, a) - y)^2 ],  j = 1, 2                            eq. 5, update; two against overestimation
     actor: min E[ alpha * log pi(a|s) - min_j Q_j(s, a) ]                    eq. 9, update
@@ -23,15 +24,16 @@ replay uses each step many times.
 Details that matter:
  1. Seed axis: every tensor of a network is [S, ...] and one batched product trains S independent agents; twin critics
     are members of the same axis. Losses are summed over seeds, so no seed affects another; each has its own replay.
+    Shapes: S seeds, N environments of each, B rows of a batch, D and A dimensions of observation and action.
  2. Next-step auto-reset: the step after `done` ignores its action and returns the first observation of the new
     episode. That row is not a transition: it is never stored.
  3. next_obs is the true next observation, that of an episode's last step included: truncation bootstraps from it,
     termination does not.
  4. utd_ratio is the number of updates per environment step of a seed: 16 updates go with a step of 16 environments.
-    They run after its actions are chosen and before the simulator steps, so a GPU can overlap the two; its transitions
-    can be drawn from the next step on.
+    They run once the actions are chosen (on a GPU while the simulator steps), so a step's own transitions can be drawn
+    from the next step on.
  5. The density of a squashed action a = scale * tanh(u) is that of u over |da/du|: log pi(a) = log N(u) - log |da/du|.
-    In the form log scale + 2 * (log 2 - u - softplus(-2u)) the slope is exact where 1 - tanh(u)^2 rounds to 0.
+    Log |da/du| as log scale + 2 * (log 2 - u - softplus(-2u)) stays exact where 1 - tanh(u)^2 rounds to 0.
  6. The gradient runs from Q through the action into the policy, the reparameterisation trick; the critics' own weights
     get none of it.
  7. Observations and rewards are taken as they are.
@@ -259,7 +261,7 @@ def q_values(critics: nn.Sequential, obs: Tensor, actions: Tensor) -> Tensor:
 
 
 def td_target(rewards: Tensor, terminated: Tensor, next_values: Tensor, gamma: float) -> Tensor:
-    """r + gamma * (1 - terminated) * V(s'); a truncated episode still has V(s') to come."""
+    """r + gamma * (1 - terminated) * next_values, those of s'; a truncated episode still has them to come."""
     return rewards + gamma * torch.where(terminated > 0, 0.0, next_values)  # 0 times what is not finite would be NaN
 
 
@@ -391,7 +393,7 @@ def train(args: Args) -> list[Path]:
             # Learn, utd_ratio updates per step; a GPU goes on with it while the simulator steps
             if step - refill_from >= args.learning_starts:
                 owed += per_step
-                while owed > block - 1e-6:  # ten times 0.1 is a little less than 1
+                while owed > block - 1e-6:  # in floating point ten times 0.1 is a little less than 1
                     learn()
                     owed, updates = owed - block, updates + block
 

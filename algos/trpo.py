@@ -5,25 +5,28 @@
 """Trust Region Policy Optimization (Schulman et al., 2015, arXiv:1502.05477).
 
 The idea: what matters about a step is how far it moves the policy, not how far it moves the parameters. So measure the
-step by KL divergence, go in the direction that gains most per unit of it, and no further than the batch supports.
+step by KL divergence, go in the direction that gains most for a given KL, and no further than the batch supports.
 
     J = E[ sum_t gamma^t r_t ]                                               objective
-    E_pi[ A ] = E_old[ ratio * A ],  ratio = pi(a|s) / pi_old(a|s)           importance sampling
+    E_{a~pi}[ A ] = E_old[ ratio * A ],  ratio = pi(a|s) / pi_old(a|s)       importance sampling, s from pi_old
     max_theta  L(theta) = E_old[ ratio * A ]                                 eq. 14, with A for its Q
     such that  E[ KL(pi_old, pi) ] <= target_kl                              the trust region
-    g = grad L,  F = Hessian of the mean KL = Fisher matrix                  both at theta_old
+    L ~ L(theta_old) + g^T d,  E[ KL ] ~ d^T F d / 2,  d = theta - theta_old g, F: at theta_old
+    g = grad L = E_old[ grad log pi A ]                                      there ratio = 1: the policy gradient
+    F = Hessian of the mean KL = Fisher matrix
     x = F^-1 g,  x^T F x = g^T F^-1 g                                        natural gradient
     theta = theta_old + sqrt(2 * target_kl / x^T F x) * x                    scaled to the region
     F x = g is solved by conjugate gradient from products F v alone          appendix C, conjugate_gradient
     F v = grad( (grad KL)^T v ) = D^T M D v                                  fisher_product: D = d outputs / d theta,
                                                                              M = Hessian of the KL in the outputs
     then backtrack until L has improved and the KL is within target_kl       line_search
-    A_t = sum_l (gamma * lambda)^l delta_{t+l}                               compute_gae
+    A_t ~ sum_l (gamma * lambda)^l delta_{t+l}                               GAE, compute_gae; normalised for L only
     delta_t = r_t + gamma * (1 - terminated_t) * V(s_{t+1}) - V(s_t)         TD error
     V: min E[ (V - (A + V_old))^2 ] / 2                                      update_critic
 
-Importance sampling corrects the actions only, and its variance grows as pi leaves pi_old; states are still those of
-pi_old. So L is accurate only near pi_old: hence the region.
+Importance sampling corrects the actions only, and its variance grows as pi leaves pi_old: the second moment is
+E_old[ (ratio * A)^2 ] = E_{a~pi}[ ratio * A^2 ]. States are still those of pi_old. So L is accurate only near pi_old:
+hence the region.
 
     python algos/trpo.py --env-id Walker2d-v4
     python algos/trpo.py --env-id CartPole-v1 --num-seeds 5                                # discrete actions
@@ -31,7 +34,8 @@ pi_old. So L is accurate only near pi_old: hence the region.
 
 Details that matter:
  1. Seed axis: every tensor of a network is [S, ...] and one batched product trains S independent agents. Conjugate
-    gradient, step and line search are per seed, on vectors [S, P] of all the policy's parameters.
+    gradient, step and line search are per seed, on vectors [S, P] of all the policy's parameters. Shapes: S seeds, N
+    environments of each, T steps, B rows (T * N), M of a minibatch, D and A dimensions of observation and action.
  2. Next-step auto-reset: the step after `done` ignores its action and returns the first observation of the new
     episode. That row is not a transition: `valid` masks it out of every loss and statistic.
  3. obs[t + 1] is the true next observation of every valid row, including an episode's last. So truncation
@@ -42,9 +46,9 @@ Details that matter:
  5. So the line search is a safeguard, and seldom shortens a step (losses/step_length stays 1). The longest good
     candidate is taken; where none is good, the parameters stay exactly as they were (losses/accepted is 0).
  6. Observations are centred and divided by their running standard deviation, whose statistics take in a batch only
-    once it is normalised. Rewards are not centred, but divided by the running standard deviation of an episode's
-    discounted sum of rewards so far, this batch included. Both are clipped to +-10. Evaluation freezes the statistics
-    and reports the task's own return.
+    once it is normalised. Rewards are not centred, but divided by the running standard deviation of
+    `discounted_sums`, this batch included. Both are clipped to +-10. Evaluation freezes the statistics and reports the
+    task's own return.
  7. A policy is a softmax over actions or a normal, depending on the action space. The unit of a normal is half the
     action range; actions are scaled and clipped to the task's bounds for the simulator only; the log-probability is
     that of the unclipped action. The normal's standard deviation sigma has a floor: the gradient of the mean grows like
@@ -226,12 +230,13 @@ class Agent(nn.Module):
         return (torch.func.functional_call(self.actor, layers, obs), *others)
 
     def policy(self, obs: Tensor) -> tuple[Tensor, ...]:
-        """(logits,) of a softmax over actions, or (mean, log_std) of a normal, for normalised obs [S, B, D]."""
+        """(logits [S, B, n],) of a softmax, or (mean [S, B, A], log_std [S, 1, A]) of a normal, for normalised obs."""
         outputs = self.actor(obs)
         return (outputs,) if self.discrete else (outputs, self.log_std)
 
     def to_task(self, actions: Tensor) -> Tensor:
-        """Actions of the policy [S, B, A] as the task takes them: scaled and clipped to its range, or numbers."""
+        """Actions of the policy [S, B, A] as the task takes them: scaled and clipped to its range, or
+        counted from its first one."""
         if self.discrete:
             return actions + self.first_action
         return (actions * self.action_scale + self.action_bias).clamp(self.action_low, self.action_high)
@@ -277,8 +282,8 @@ def sample(policy: tuple[Tensor, ...]) -> Tensor:
 
 
 def log_prob(actions: Tensor, policy: tuple[Tensor, ...]) -> Tensor:
-    """Log-probability of each row's action, a number from 0 under a softmax; or its log-density under independent
-    normals, summed over the action's dimensions."""
+    """Log-probability of each row's action under a softmax, where it is one of 0, 1, ...; or its log-density under
+    independent normals, summed over the action's dimensions."""
     if len(policy) == 1:
         return policy[0].log_softmax(-1).gather(-1, actions.long()).squeeze(-1)
     mean, log_std = policy
@@ -306,7 +311,7 @@ def kl_divergence(old_policy: tuple[Tensor, ...], policy: tuple[Tensor, ...]) ->
 
 
 def sum_rows(x: Tensor) -> Tensor:
-    """Sum over the rows of each seed: [S, B, ...] to [S, ...]. (PPO's also sums over the ranks of torchrun.)"""
+    """Sum over the rows of each seed: [S, B, ...] to [S, ...]."""
     return x.sum(1)
 
 
@@ -335,7 +340,7 @@ def compute_gae(
 
 
 def discounted_sums(rewards: Tensor, done: Tensor, carry: Tensor, gamma: float) -> Tensor:
-    """Discounted sum of the rewards of each episode so far, [T, S, N]; `carry` [S, N] takes it to the next rollout."""
+    """sum_{k <= t} gamma^(t - k) r_k within each episode, [T, S, N]; `carry` [S, N] takes it to the next rollout."""
     sums = torch.zeros_like(rewards)
     for t in range(len(rewards)):
         sums[t] = carry * gamma + rewards[t]
@@ -377,15 +382,15 @@ def flatten(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def unflatten(vectors: Tensor, like: list[Tensor]) -> list[Tensor]:
-    """The inverse: vectors [M, P] to tensors [M, ...] with the shapes of `like`."""
+    """The inverse: vectors [S, P] to tensors [S, ...] with the shapes of `like`."""
     parts = vectors.split([tensor[0].numel() for tensor in like], dim=1)
     return [part.reshape(-1, *tensor.shape[1:]) for part, tensor in zip(parts, like, strict=True)]
 
 
 def fisher_product(policy: tuple[Tensor, ...], kl: Tensor, parameters: list[Tensor], damping: float) -> Callable:
-    """The product v -> (F + damping * I) v, [S, P], F the Hessian of the mean KL, [S], at the old parameters. There the
-    gradient of the KL is 0, and F = D^T M D: D the Jacobian of the policy's outputs, M the Hessian of the KL by these.
-    The three in turn cost about half of grad((grad KL)^T v), whose other terms are 0."""
+    """The product v -> (F + damping * I) v, [S, P], F the Hessian of `kl` (the mean KL, [S]) at the old parameters.
+    There the gradient of the KL is 0, and F = D^T M D: D the Jacobian of the policy's outputs, M the Hessian of the KL
+    in these. Products with D, M and D^T cost about half of grad((grad KL)^T v), whose other terms are 0."""
     kl_gradient = torch.autograd.grad(kl.sum(), policy, create_graph=True)  # with respect to the outputs
     u = tuple(torch.zeros_like(part, requires_grad=True) for part in policy)
     vjp = flatten(torch.autograd.grad(policy, parameters, u, create_graph=True))  # D^T u, linear in u
@@ -517,7 +522,7 @@ def train(args: Args) -> list[Path]:
     obs_in = torch.zeros(S, N, agent.obs_dim, pin_memory=on_cuda)
     action_out, env_action_out = (torch.zeros(S, N, agent.action_dim, pin_memory=on_cuda) for _ in range(2))
     carry = torch.zeros(S, N, device=device)  # discounted reward of the running episodes, which scales rewards
-    # For the shapes: without a valid row it changes no statistic
+    # Run once on an empty rollout, for the shapes; no row is valid, so no statistic changes
     batch = {name: tensor.clone() for name, tensor in compute_targets(agent, rollout, carry, args).items()}
     seed_index = torch.arange(S, device=device)[:, None]
     # Not update_policy: torch.compile has no gradients of gradients
