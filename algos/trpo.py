@@ -136,7 +136,7 @@ class Args:
     env_threads: int = 0  # threads of EnvPool; 0 is one per core
     torch_threads: int = 0  # threads of torch on a CPU; 0 is one per core; more than there are free cores slow it down
     cuda_graphs: bool = True  # on CUDA, replay recorded graphs instead of launching kernel by kernel
-    compile: bool = False  # torch.compile the critic's step, for CUDA (a CPU gains nothing): a minute more at the start
+    compile: bool = False  # torch.compile the gradient step, for CUDA (a CPU gains nothing): a minute more at the start
 
     # Output
     run_dir: str = "runs"  # parent folder of the run folders
