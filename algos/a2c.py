@@ -212,8 +212,7 @@ class Agent(nn.Module):
         return (outputs,) if self.discrete else (outputs, self.log_std)
 
     def to_task(self, actions: Tensor) -> Tensor:
-        """Actions of the policy [S, B, A] as the task takes them: scaled and clipped to its range, or
-        counted from its first one."""
+        """Actions of the policy [S, B, A] as the task takes them: scaled and clipped, or counted from its first one."""
         if self.discrete:
             return actions + self.first_action
         return (actions * self.action_scale + self.action_bias).clamp(self.action_low, self.action_high)

@@ -192,7 +192,7 @@ class Agent(nn.Module):
         return self.actor(obs).tanh() * self.action_scale + self.action_bias
 
     def exploration_action(self, obs: Tensor) -> Tensor:
-        """Exploration action: pi(s) with noise of its own in every environment and dimension."""
+        """pi(s) with noise of its own in every environment and dimension, ready for the task."""
         actions = self.deterministic_action(obs)
         noise = self.exploration_noise * self.action_scale * torch.randn_like(actions)
         return (actions + noise).clamp(self.action_low, self.action_high)
@@ -215,7 +215,7 @@ class Replay:
         self.seed_index = torch.arange(num_seeds, device=device)[:, None]
 
     def add(self, rows: Tensor, valid: Tensor) -> None:
-        """Store rows [S, N, D] where valid [S, N], over the oldest ones."""
+        """Store packed rows [S, N, sum(sizes)] where valid [S, N], over the oldest ones."""
         place = (self.count + valid.cumsum(1) - 1) % self.capacity
         self.rows[self.seed_index, torch.where(valid, place, self.capacity)] = rows
         self.count += valid.sum(1, keepdim=True)

@@ -230,7 +230,7 @@ class Replay:
         self.seed_index = torch.arange(num_seeds, device=device)[:, None]
 
     def add(self, rows: Tensor, valid: Tensor) -> None:
-        """Store rows [S, N, D] where valid [S, N], over the oldest ones."""
+        """Store packed rows [S, N, sum(sizes)] where valid [S, N], over the oldest ones."""
         place = (self.count + valid.cumsum(1) - 1) % self.capacity
         self.rows[self.seed_index, torch.where(valid, place, self.capacity)] = rows
         self.count += valid.sum(1, keepdim=True)

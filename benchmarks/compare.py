@@ -47,9 +47,14 @@ def changed(a: list[Run], b: list[Run]) -> list[str]:
     return [f"{name} {' -> '.join(str(args.get(name, 'absent')) for args in sides)}" for name in mixed([a[0], b[0]])]
 
 
+def scripts(runs: list[Run]) -> frozenset[str]:
+    """Hashes of all texts of the script that trained these runs."""
+    return frozenset().union(*(run.scripts for run in runs))
+
+
 def same_script(a: list[Run], b: list[Run]) -> str:
     """Whether both sides were trained by the same text of the script, which their arguments do not tell."""
-    sides = [frozenset().union(*(run.scripts for run in side)) for side in (a, b)]
+    sides = [scripts(a), scripts(b)]
     if not all(sides):
         return "not known whether the same text"
     return "the same text" if sides[0] == sides[1] else "not the same text"
@@ -71,7 +76,7 @@ def task_warnings(a: list[Run], b: list[Run]) -> list[str]:
             warnings.append(f"{side} has runs resumed without their replay, which learned less than their steps say")
         if names := mixed(runs):
             warnings.append(f"{side} mixes runs of different {', '.join(names)}")
-        if len(frozenset().union(*(run.scripts for run in runs))) > 1:
+        if len(scripts(runs)) > 1:
             warnings.append(f"{side} was trained by different versions of the script")
         if len({run.trained_timesteps for run in runs}) > 1:
             warnings.append(f"{side} mixes runs of different numbers of steps")

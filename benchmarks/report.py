@@ -669,10 +669,13 @@ def fill(page: str, sections: dict[str, str]) -> str:
 def stale(results: Path) -> list[str]:
     """A line for each result, of shorter runs and estimators too, whose script no longer gives the numbers that were
     recorded with it, or that has none."""
+    from parts import load  # it imports torch, which takes seconds
+
     lines: list[str] = []
     now: dict[tuple, dict[str, float]] = {}
     for algo in ALGOS:
         script = HERE.parent / "algos" / f"{algo}.py"
+        defaults = asdict(load(algo).Args())
         for path in sorted(results.glob(f"**/{algo}/*/run.json")):
             meta = json.loads(path.read_text())
             if "fingerprint" not in meta:
@@ -680,16 +683,14 @@ def stale(results: Path) -> list[str]:
                 continue
             key = algo, *circumstances(meta)
             now[key] = now.get(key) or fingerprint(script, *circumstances(meta))
-            if changed := differences(meta["fingerprint"], now[key]) + other_defaults(script, meta):
+            if changed := differences(meta["fingerprint"], now[key]) + other_defaults(defaults, meta):
                 lines.append(f"stale: {algo} on {path.parent.name}: {changed[0]}, and {len(changed) - 1} more")
     return lines
 
 
-def other_defaults(script: Path, meta: dict[str, Any]) -> list[str]:
+def other_defaults(now: dict[str, Any], meta: dict[str, Any]) -> list[str]:
     """Arguments that the command of a result did not name, and whose default is another one by now, a line each."""
-    from parts import load  # it imports torch, which takes seconds
-
-    now, then = asdict(load(script.stem).Args()), meta["args"]
+    then = meta["args"]
     first = meta["command"].partition(";")[0].split()
     named = {word[2:].partition("=")[0].replace("-", "_") for word in first if word.startswith("--")}
     named |= {name.removeprefix("no_") for name in named}
