@@ -620,10 +620,10 @@ def elsewhere(result: dict) -> str:
     own = listed(f"{rates[f'{algo}, {name}']['median']:,.0f}" for name in result["of_envpool"])
     text = f"\nOn {place['cores']} cores of another processor ({place['processor']})"
     text += f" {algo} has {own} steps per second with {listed(seeds)} seeds"
-    if rate := rates.get(f"{algo}, a process per core"):
-        text += f" in one process, {shown(rate)} with one seed in each of {place['cores']} processes"
     for peer, times in result["times_peer"].items():
         text += f", {listed(f'{ratio:.1f}' for ratio in times.values())} times those of {peer} ({shown(rates[peer])})"
+    if rate := rates.get(f"{algo}, a process per core"):
+        text += f"; {place['cores']} processes of one seed each have {shown(rate)} together"
     if "of_matrix_product" in result:
         shares = listed(f"{share:.0%}" for share in result["of_matrix_product"].values())
         rate = result["matrix_product_flops"] / 1e9
