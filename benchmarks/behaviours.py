@@ -44,18 +44,19 @@ def shrink(source: Path, target: Path) -> None:
 
 def main(args: Args) -> None:
     script = str(ROOT / "algos" / "ppo_continuous.py")
-    for name, settings in BEHAVIOURS.items():
-        folder = args.run_dir / digest(Path(script))[:8] / name.replace(" ", "_")  # an edited script trains anew
-        words = [sys.executable, script, "--env-id", "Walker2d-v4", "--run-dir", str(folder), "--resume", "auto"]
-        words += ["--env-threads", str(args.env_threads)] + ["--env-kwargs", *settings] * bool(settings)
-        subprocess.run(words, check=True)
-        (run,) = folder.glob("Walker2d-v4__*")
+    parent = args.run_dir / digest(Path(script))[:8]  # an edited script trains anew
+    stems = {name: name.replace(" ", "_") for name in BEHAVIOURS}
+    for name, settings in BEHAVIOURS.items():  # all before the first result, which would leave the repository dirty
+        words = [sys.executable, script, "--env-id", "Walker2d-v4", "--run-dir", str(parent / stems[name])]
+        words += ["--resume", "auto", "--env-threads", str(args.env_threads)]
+        subprocess.run(words + ["--env-kwargs", *settings] * bool(settings), check=True)
+    args.results.mkdir(parents=True, exist_ok=True)
+    for stem in stems.values():
+        (run,) = (parent / stem).glob("Walker2d-v4__*")
         subprocess.run([sys.executable, script, "--evaluate", str(run), "--capture-video", "gif"], check=True)
         config = json.loads((run / "config.json").read_text())
         for private in ("run_dir", "resume", "evaluate"):
             config["args"].pop(private)
-        stem = name.replace(" ", "_")
-        args.results.mkdir(parents=True, exist_ok=True)
         (args.results / f"{stem}.json").write_text(json.dumps(config, indent=2) + "\n")
         (args.results / f"{stem}.csv").write_text((run / "evaluation.csv").read_text())
         shrink(run / "videos" / "episode.gif", args.figures / f"{stem}.gif")
