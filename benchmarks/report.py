@@ -455,20 +455,27 @@ def curves(algo: str, tasks: dict[str, dict]) -> bytes:
 
 
 def behaviours(folder: Path) -> str:
-    """What walkers do that were trained with other rewards: each from the evaluation.csv of `--evaluate`."""
+    """What walkers do that were trained with other rewards: means over the episodes of each seed, by `--evaluate`."""
+
+    def means(episodes: list[dict[str, str]], name: str, digits: int) -> str:
+        by_seed: dict[str, list[float]] = {}
+        for row in episodes:
+            by_seed.setdefault(row["seed"], []).append(float(row[name]))
+        return ", ".join(f"{np.mean(each).round(digits) + 0.0:,.{digits}f}" for each in by_seed.values())  # no -0
+
     header, line = "| |", "|---|"
-    rows = ["| `--env-kwargs` |", "| x velocity |", "| mean squared action (torque) |", "| |"]
+    rows = ["| `--env-kwargs` |", "| x velocity (m/s) |", "| mean squared action (torque) |"]
+    rows += ["| steps until it falls, of 1,000 |", "| |"]
     for path in sorted(folder.glob("*.csv")):
-        config = json.loads(path.with_suffix(".json").read_text())
+        config, episodes = json.loads(path.with_suffix(".json").read_text()), read_rows(path)
         settings = " ".join(f"{name} {value}" for name, value in config["args"]["env_kwargs"].items())
-        episodes = read_rows(path)
-        columns = {name: np.array([float(row[name]) for row in episodes]) for name in episodes[0]}
         name = path.stem.partition("_")[2].replace("_", " ")
         header, line = f"{header} {name} |", line + "---|"
         rows[0] += f" `{settings}` |" if settings else " none |"
-        rows[1] += f" {columns['x_velocity'].mean().round(2) + 0.0:.2f} m/s |"
-        rows[2] += f" {columns['squared_action'].mean():.3f} |"
-        rows[3] += f" ![{name}](benchmarks/figures/{path.stem}.gif) |"
+        rows[1] += f" {means(episodes, 'x_velocity', 2)} |"
+        rows[2] += f" {means(episodes, 'squared_action', 3)} |"
+        rows[3] += f" {means(episodes, 'length', 0)} |"
+        rows[4] += f" ![{name}](benchmarks/figures/{path.stem}.gif) |"
     return "\n".join([header, line, *rows])
 
 

@@ -226,6 +226,17 @@ def test_what_another_machine_has_measured_by_hand():
     assert report.elsewhere(result) == text + "; the matrix products of its updates run at 43% and 58% of 157 GFLOP/s."
 
 
+def test_behaviours_are_the_means_of_each_seed(tmp_path):
+    rows = ["seed,return,length,x_velocity,squared_action", "1,9,1000,3,0.2", "1,5,500,2,0.4", "2,7,20,-0.001,0.1"]
+    (tmp_path / "0_standing_still.csv").write_text("\n".join([*rows, ""]))
+    config = {"args": {"env_kwargs": {"forward_reward_weight": "0"}}}
+    (tmp_path / "0_standing_still.json").write_text(json.dumps(config))
+    lines = report.behaviours(tmp_path).splitlines()
+    assert lines[0] == "| | standing still |"
+    assert lines[2].endswith("| `forward_reward_weight 0` |")
+    assert [line.split(" | ")[1] for line in lines[3:6]] == ["2.50, 0.00 |", "0.300, 0.100 |", "750, 20 |"]
+
+
 def test_stale_results_are_named(tmp_path, monkeypatch):
     write_result(tmp_path / "a2c" / "Ant-v4", [1.0, 2.0])
     monkeypatch.setattr(
