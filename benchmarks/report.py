@@ -465,7 +465,7 @@ def behaviours(folder: Path) -> str:
 
     header, line = "| |", "|---|"
     rows = ["| `--env-kwargs` |", "| x velocity (m/s) |", "| mean squared action (torque) |"]
-    rows += ["| steps until it falls, of 1,000 |", "| |"]
+    rows += ["| steps before it falls, of 1,000 |", "| |"]
     for path in sorted(folder.glob("*.csv")):
         config, episodes = json.loads(path.with_suffix(".json").read_text()), read_rows(path)
         settings = " ".join(f"{name} {value}" for name, value in config["args"]["env_kwargs"].items())
