@@ -6,7 +6,8 @@
 
 The idea: Q-learning for continuous actions. The maximum over actions is replaced by an actor that is trained to find
 it, by the gradient that runs from Q through the action; noise on the action explores, and a replay keeps the past. Old
-transitions stay usable, since y asks today's policy for the next action; slow targets keep y from moving with Q.
+transitions stay usable, since y takes the next action from today's policy, not from the one that acted; more precisely
+from a slow copy of it, the target, for slow copies of both networks keep y from moving with Q.
 
     J = E[ sum_t gamma^t r_t ]                                               objective
     y = r + gamma * (1 - terminated) * Q_target(s', pi_target(s'))           td_target

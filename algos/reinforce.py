@@ -14,7 +14,7 @@ sum_t log pi(a_t|s_t) depends on the parameters.
            = E_{s, a ~ d}[ grad log pi(a|s) (Q(s, a) - b(s)) ] / (1 - gamma)  d: discounted state visitation
     G_t = r_t + gamma * G_{t+1}                                              reward_to_go, in linear time, backwards
     E[ grad log pi(a|s) b(s) ] = b(s) grad sum_a pi(a|s) = b(s) grad 1 = 0   so a baseline b moves the variance only
-    b = sum_i 0.9^i m_i / sum_i 0.9^i,  m_i: mean of G_t i batches ago       --baseline mean; b = 0 at first
+    b = sum_{i>0} 0.9^i m_i / sum_{i>0} 0.9^i                                --baseline mean, m_i: mean G i batches ago
     b = V(s), by least squares                                               --baseline value
 
     python algos/reinforce.py --env-id CartPole-v1                                         # b = V(s), learned

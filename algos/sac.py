@@ -40,8 +40,8 @@ Details that matter:
  8. The target entropy is -1 for each dimension of the action, in units of half its range, so rescaling a task's
     actions changes nothing. In the task's own units that is log scale - 1.
 Deviations from the paper (the paper's in brackets): 3 (no terminal states), 4 (one environment, one update a step),
-random actions at first, orthogonal initialisation, a learning rate of 1e-3 (3e-4), log sigma squashed into [-5, 2],
-alpha trained through log alpha, no 1/2 before the critics' loss.
+random actions at first, orthogonal initialisation, a learning rate of 1e-3 (3e-4), log sigma squashed into [-5, 2] by a
+tanh, so that sigma begins at exp(-1.5) = 0.22, alpha trained through log alpha, no 1/2 before the critics' loss.
 """
 
 import contextlib

@@ -11,9 +11,9 @@ step by KL divergence, go in the direction that gains most for a given KL, and n
     E_{a~pi}[ A ] = E_old[ ratio * A ],  ratio = pi(a|s) / pi_old(a|s)       importance sampling, s from pi_old
     max_theta  L(theta) = E_old[ ratio * A ]                                 eq. 14, with A for its Q
     such that  E[ KL(pi_old, pi) ] <= target_kl                              the trust region
-    L ~ L(theta_old) + g^T d,  E[ KL ] ~ d^T F d / 2,  d = theta - theta_old g, F: at theta_old
+    L ~ L(old) + g^T d,  E[ KL ] ~ d^T F d / 2                               for a small d = theta - theta_old
     g = grad L = E_old[ grad log pi A ]                                      there ratio = 1: the policy gradient
-    F = Hessian of the mean KL = Fisher matrix
+    F = Hessian of the mean KL at theta_old, the Fisher matrix
     x = F^-1 g,  x^T F x = g^T F^-1 g                                        natural gradient
     theta = theta_old + sqrt(2 * target_kl / x^T F x) * x                    scaled to the region
     F x = g is solved by conjugate gradient from products F v alone          appendix C, conjugate_gradient

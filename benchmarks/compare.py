@@ -20,6 +20,12 @@ def group(runs: list[Run]) -> dict[str, list[Run]]:
     return tasks
 
 
+def unfinished(runs: list[Run]) -> bool:
+    """Whether seeds are missing, of which it is not known how they would have ended."""
+    missing = {run.seed for run in runs if np.isnan(run.final) and not run.diverged}
+    return bool(missing - {run.seed for run in runs if not np.isnan(run.final)})
+
+
 def finished(runs: list[Run], side: str, warnings: list[str]) -> list[Run]:
     """Those with a final evaluation, one of each seed (the latest), and what is to be said of the others. Raises
     ValueError where two runs of a seed were trained with different arguments: it cannot be known which is meant."""
@@ -80,8 +86,9 @@ def task_warnings(a: list[Run], b: list[Run]) -> list[str]:
             warnings.append(f"{side} was trained by different versions of the script")
         if len({run.trained_timesteps for run in runs}) > 1:
             warnings.append(f"{side} mixes runs of different numbers of steps")
-    for name in sorted({name for run in (*a, *b) for name in run.versions}):
-        if len(found := {run.versions.get(name, "an unknown one") for run in (*a, *b)}) > 1:
+    versions = [own for run in (*a, *b) for own in run.versions]
+    for name in sorted({name for own in versions for name in own}):
+        if len(found := {own.get(name, "an unknown one") for own in versions}) > 1:
             warnings.append(f"trained with different versions of {name}: {', '.join(sorted(found))}")
     if {run.seed for run in a} != {run.seed for run in b}:
         warnings.append("A and B have different seeds; the test takes them as independent, so this is allowed")
@@ -143,7 +150,8 @@ def compare(folder_a: Path, folder_b: Path) -> str:
         lines += [f"Arguments that differ on {task}: {change}" for task, change in changes.items()]
     texts = dict.fromkeys(same_script(*pair) for pair in pairs.values())
     lines += [f"Scripts of A and B: {', '.join(texts)}"]
-    lost = {task for tasks in (tasks_a, tasks_b) for task in pairs if any(run.diverged for run in tasks[task])}
+    lost = [task for task in common if any(run.diverged for run in (*tasks_a[task], *tasks_b[task]))]
+    partial = [task for task in common if unfinished(tasks_a[task]) or unfinished(tasks_b[task])]
     scores = {task: tuple(np.array([run.final for run in side]) for side in pair) for task, pair in pairs.items()}
     tests = {task: stats.welch(*pair) for task, pair in scores.items()}
     corrected = dict(zip(tests, stats.holm([test[-1] for test in tests.values()]), strict=True))
@@ -157,8 +165,14 @@ def compare(folder_a: Path, folder_b: Path) -> str:
         lines += [f"  a seed of B beats one of A with probability {chance:.2f}"]
         if task in lost:
             lines += ["  Nothing can be said: seeds diverged (see below), and the numbers are of the others alone."]
+        elif task in partial:  # a process whose seeds have all diverged ends early, like one that was stopped
+            lines += ["  Of the finished seeds alone, which may be the lucky ones:"]
+            lines += ["  " + verdict(difference, low, high, corrected[task])]
         else:
             lines += ["  " + verdict(difference, low, high, corrected[task])]
+    for task in lost:
+        if task not in pairs:
+            lines += ["", task, "  Nothing can be said: all seeds of a side diverged (see below)."]
     if len(pairs) > 1 and not lost:
         sides: list[Any] = []
         for side in (1, 0):  # B, A
@@ -167,6 +181,7 @@ def compare(folder_a: Path, folder_b: Path) -> str:
         (chance,), ((low,), (high,)) = stats.bootstrap(sides, stats.improvement)
         lines += ["", f"Over {len(pairs)} tasks, {len(sides[1])} seeds of A and {len(sides[0])} of B on each"]
         lines[-1] += " (the verdicts above carry Holm's correction for as many looks)"
+        lines[-1] += ", of the finished seeds alone" * bool(partial)
         lines += [f"  a seed of B beats one of A with probability {chance:.2f}"]
         if min(len(side) for side in sides) >= FEW:  # of fewer, resamples are too much alike
             lines[-1] += f", interval {low:.2f} to {high:.2f} (bootstrap)"

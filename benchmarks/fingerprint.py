@@ -5,13 +5,15 @@ default does. run.py stores them with each result, report.py --check takes them 
 per set of flags that results were trained with: `--baseline none` is other code than the default.
 """
 
-import csv
+import contextlib
 import math
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from reading import read_rows
 
 # Small and quick tasks: with bounded actions, so that all scripts take it, and, for results on tasks of that kind, with
 # discrete ones. The limit is about where episodes end by falling: both ends of one are seen.
@@ -45,17 +47,22 @@ def flags(words: list[str]) -> tuple[str, ...]:
 
 def circumstances(meta: dict[str, Any]) -> tuple[bool, tuple[str, ...]]:
     """Kind of actions and flags of a gathered result, from its run.json: what `fingerprint` asks for."""
-    first = meta["command"].partition(";")[0].split()  # of those that were joined, which differ in their seed only
-    return is_discrete(meta["args"]["env_id"]), flags(first[2:])
+    return is_discrete(meta["args"]["env_id"]), flags(command(meta))
+
+
+def command(meta: dict[str, Any]) -> list[str]:
+    """The words after the script's name; the first one's of results that were joined, which differ in their seed."""
+    return meta["command"].partition(";")[0].split()[2:]
 
 
 def is_discrete(env_id: str) -> bool:
+    """Whether the task takes discrete actions; False for one that cannot be made, which the script will say."""
     import envpool
     import gymnasium
 
-    return env_id in envpool.list_all_envs() and isinstance(
-        envpool.make_spec(env_id).gymnasium_action_space, gymnasium.spaces.Discrete
-    )
+    with contextlib.suppress(Exception):
+        return isinstance(envpool.make_spec(env_id).gymnasium_action_space, gymnasium.spaces.Discrete)
+    return False
 
 
 def fingerprint(script: Path, discrete: bool = False, own: tuple[str, ...] = ()) -> dict[str, float]:
@@ -80,8 +87,7 @@ def fingerprint(script: Path, discrete: bool = False, own: tuple[str, ...] = ())
         numbers: dict[str, float] = {}
         for path in sorted(Path(folder).glob("*/metrics.csv")):
             seed = path.parent.name.split("__")[-2]
-            with open(path, newline="") as file:
-                rows = list(csv.DictReader(file))
+            rows = read_rows(path)
             returns = [float(row["episodic_return"]) for row in rows if row["episodic_return"]]
             numbers[f"seed {seed}: steps"] = float(rows[-1]["global_step"])
             numbers[f"seed {seed}: mean training return"] = sum(returns) / max(len(returns), 1)

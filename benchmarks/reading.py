@@ -37,15 +37,27 @@ def finished(step: int, args: dict[str, Any], trained_timesteps: int) -> bool:
     return step == trained_timesteps
 
 
+def resumptions(meta: dict[str, Any]) -> list[dict[str, Any]]:
+    """Where a run, or any of the processes of a joined result, was resumed, and what it was before."""
+    return [each for own in (meta, *meta.get("processes", [])) for each in own.get("resumed", [])]
+
+
 def refilled(meta: dict[str, Any]) -> bool:
     """Whether DDPG or SAC was resumed without its replay: while that is refilled, nothing is learned."""
-    return bool(meta.get("resumed")) and meta["args"].get("save_replay") is False
+    went_on = any(each["at_step"] < meta["trained_timesteps"] for each in resumptions(meta))
+    return went_on and meta["args"].get("save_replay") is False
 
 
 def scripts(meta: dict[str, Any]) -> frozenset[str]:
     """Hashes of all scripts that a run, or a joined result, was trained with."""
-    parts = [meta, *meta.get("processes", []), *(own.get("before", {}) for own in meta.get("resumed", []))]
+    parts = [meta, *meta.get("processes", []), *(each.get("before", {}) for each in resumptions(meta))]
     return frozenset(part["script_sha256"] for part in parts if part.get("script_sha256"))
+
+
+def versions(meta: dict[str, Any]) -> list[dict[str, str]]:
+    """Of Python and the packages that decide what is learned: now, and before each resumption."""
+    earlier = [each.get("before", {}).get("versions") for each in resumptions(meta)]
+    return [meta.get("versions") or {}, *(own for own in earlier if own)]
 
 
 def read_result(folder: Path) -> dict[int, dict[str, np.ndarray]]:
@@ -88,6 +100,8 @@ def checked_result(folder: Path) -> dict[int, dict[str, np.ndarray]]:
         raise ValueError("its seeds have different numbers of evaluations")
     if len(seeds) != meta["args"]["num_seeds"]:
         raise ValueError(f"{len(seeds)} seeds, not {meta['args']['num_seeds']}")
+    if min(seeds) != meta["args"]["seed"]:
+        raise ValueError(f"seeds from {min(seeds)} on, not from {meta['args']['seed']}")
     return seeds
 
 
@@ -101,7 +115,7 @@ class Run:
     final: float  # mean return of the last evaluation, NaN if the run has not come to it, or has diverged
     diverged: bool = False  # at its end, with nothing to show in an evaluation that was asked for
     started: int = 0  # seconds since 1970, of a run folder
-    versions: dict[str, str] = field(default_factory=dict)  # of Python and the packages that decide what is learned
+    versions: list[dict[str, str]] = field(default_factory=list)  # of packages; several if resumed
     refilled: bool = False  # resumed without its replay
     scripts: frozenset[str] = frozenset()  # hashes of what trained it: several if joined, or resumed with an edited one
 
@@ -126,7 +140,7 @@ def read_runs(folder: Path) -> list[Run]:
             meta = json.loads(path.read_text())
             for seed, own in columns.items():
                 args, final = meta["args"] | {"seed": seed}, float(own["eval_return"][-1])
-                kept = {"versions": meta.get("versions", {}), "refilled": refilled(meta), "scripts": scripts(meta)}
+                kept = {"versions": versions(meta), "refilled": refilled(meta), "scripts": scripts(meta)}
                 runs.append(Run(path.parent, args, meta["trained_timesteps"], final, **kept))
     for path in sorted(folder.rglob("config.json")):
         with naming(path):
@@ -149,5 +163,5 @@ def read_run(folder: Path, config: dict[str, Any]) -> Run:
     diverged = bool(ended and args["num_evaluations"] and not np.isfinite(final))
     stamp = folder.name.rpartition("__")[2]
     started = int(stamp) if stamp.isdecimal() else 0
-    final, versions = float("nan") if diverged else final, config.get("versions", {})
-    return Run(folder, args, steps, final, diverged, started, versions, refilled(config), scripts(config))
+    final = float("nan") if diverged else final
+    return Run(folder, args, steps, final, diverged, started, versions(config), refilled(config), scripts(config))

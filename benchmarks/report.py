@@ -28,7 +28,7 @@ import numpy as np
 import stats
 import tyro
 from compare import compare
-from fingerprint import circumstances, differences, fingerprint
+from fingerprint import circumstances, command, differences, fingerprint
 from reading import OF_THE_MACHINE, differing, read_result, read_rows, refilled
 
 matplotlib.use("Agg")
@@ -138,7 +138,7 @@ def all_cells(results: dict[str, dict[str, dict]]) -> list[Cell]:
     bars, cells = published(), []
     for algo, task in ((algo, task) for algo, tasks in results.items() for task in tasks):
         seeds, bar = results[algo][task], bars.get((PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0]), Bar())
-        if bar.sampled and not all("sampled_return" in own for own in seeds.values()):
+        if bar.sampled and not all(np.isfinite(own.get("sampled_return", [np.nan])[-1]) for own in seeds.values()):
             raise ValueError(f"{algo} on {task}: the published mean is of sampled actions: run sampled.py first")
         final = final_returns(seeds)
         alike = final_returns(seeds, "sampled_return") if bar.sampled else final
@@ -352,12 +352,21 @@ def over_seeds(seeds: dict[int, dict[str, np.ndarray]], column: str) -> tuple[np
 
 def evaluation_curve(axis: plt.Axes, seeds: dict[int, dict[str, np.ndarray]], scale: float, **line: str) -> None:
     """Deterministic evaluations; the steps times `scale` go to the right."""
-    # Batches of whole episodes have lengths of their own: there the k-th evaluation is at other steps for each seed
-    evaluated = [{name: own[name][~np.isnan(own["eval_return"])] for name in own} for own in seeds.values()]
-    steps = np.mean([own["global_step"] for own in evaluated], axis=0) * scale
-    _, mean, half = over_seeds(dict(enumerate(evaluated)), "eval_return")
-    axis.plot(steps, mean, lw=1.5, marker="o", ms=2.5, **line)
-    axis.fill_between(steps, mean - half, mean + half, color=line["color"], alpha=0.15, lw=0)
+    steps, returns = evaluations(seeds)
+    mean, half = returns.mean(0), np.array([stats.student_interval(own) for own in returns.T])
+    axis.plot(steps * scale, mean, lw=1.5, marker="o", ms=2.5, **line)
+    axis.fill_between(steps * scale, mean - half, mean + half, color=line["color"], alpha=0.15, lw=0)
+
+
+def evaluations(seeds: dict[int, dict[str, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps of the evaluations, [E], and their returns, [seeds, E]. Batches of whole episodes have lengths of their
+    own: there the k-th evaluation is at other steps for each seed, and the steps are the mean."""
+    marks = [~np.isnan(own["eval_return"]) for own in seeds.values()]
+    steps, returns = (
+        np.array([own[name][mark] for own, mark in zip(seeds.values(), marks, strict=True)])
+        for name in ("global_step", "eval_return")
+    )
+    return steps.mean(0), returns
 
 
 def style(axis: plt.Axes) -> None:
@@ -384,8 +393,7 @@ def shorter_runs(results: Shorter) -> str:
     lines = [f"| {' | '.join([*columns, 'every seed solves it after'])} |", "|---|---|---:|---:|---|---:|---|"]
     bar = published_curves()
     for algo, task, seeds in results:
-        final = final_returns(seeds)
-        steps = next(iter(seeds.values()))["global_step"]
+        final, (steps, returns) = final_returns(seeds), evaluations(seeds)
         each = " ".join(number(value).replace(",", "") for value in final)
         cell = (PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0], int(steps[-1]))
         there = ""
@@ -395,8 +403,7 @@ def shorter_runs(results: Shorter) -> str:
         mean = with_spread(final) if len(final) > 2 else number(final.mean())
         row = [algo, task, f"{steps[-1]:,.0f}", mean, each, there, ""]
         threshold = getattr(gymnasium.registry.get(task), "reward_threshold", None)
-        worst = np.min([columns["eval_return"] for columns in seeds.values()], axis=0)
-        if threshold is not None and (solved := steps[worst >= threshold]).size:
+        if threshold is not None and (solved := steps[returns.min(0) >= threshold]).size:
             row[-1] = f"{solved[0]:,.0f} steps ({threshold:.0f})"
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
@@ -407,7 +414,7 @@ def shorter_figure(results: Shorter) -> bytes | None:
     panel for each of shorter_results that has one; None if none has."""
     bar, shown = published_curves(), []
     for algo, task, seeds in results:
-        last = next(iter(seeds.values()))["global_step"][-1]
+        last = evaluations(seeds)[0][-1]
         name = (PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0])
         own = sorted((key[2], at.mean, at.std, at.seeds) for key, at in bar.items() if key[:2] == name)
         if points := [point for point in own if point[0] <= last]:
@@ -419,17 +426,10 @@ def shorter_figure(results: Shorter) -> bytes | None:
         half = np.array([stats.half_width(*own) for own in zip(deviation, count, strict=True)])
         axis.plot(steps / 1e3, mean, color="0.4", ls="--", lw=1, label="published, mean and interval")
         axis.fill_between(steps / 1e3, mean - half, mean + half, color="0.4", alpha=0.15, lw=0)
-        evaluations = np.array([columns["eval_return"] for columns in seeds.values()])
-        marks, steps = ~np.isnan(evaluations[0]), next(iter(seeds.values()))["global_step"] / 1e3
-        axis.plot(steps[marks], evaluations[:, marks].T, color="C0", lw=0.5, alpha=0.6)
-        axis.plot(
-            steps[marks],
-            evaluations[:, marks].mean(0),
-            color="C0",
-            marker="o",
-            ms=2.5,
-            label="ours, mean and each seed",
-        )
+        steps, returns = evaluations(seeds)
+        axis.plot(steps / 1e3, returns.T, color="C0", lw=0.5, alpha=0.6)
+        label = "ours, mean and each seed"
+        axis.plot(steps / 1e3, returns.mean(0), color="C0", marker="o", ms=2.5, label=label)
         style(axis)
     add_legend(figure, axes)
     return png(figure)
@@ -669,6 +669,8 @@ def fill(page: str, sections: dict[str, str]) -> str:
         begin, end = f"<!-- {name}: benchmarks/report.py writes what is between -->", f"<!-- end of {name} -->"
         if begin in page:
             before, _, rest = page.partition(begin)
+            if end not in rest:
+                raise ValueError(f"the section {name} has no mark of its end")
             page = f"{before}{begin}\n\n{content}\n\n{end}{rest.partition(end)[2]}"
     return page
 
@@ -689,7 +691,11 @@ def stale(results: Path) -> list[str]:
                 lines.append(f"{algo} on {path.parent.name} has no fingerprint: run.py --add-fingerprint")
                 continue
             key = algo, *circumstances(meta)
-            now[key] = now.get(key) or fingerprint(script, *circumstances(meta))
+            try:
+                now[key] = now.get(key) or fingerprint(script, *circumstances(meta))
+            except RuntimeError as error:  # of a flag that there is no more, say
+                lines.append(f"stale: {algo} on {path.parent.name}: {error}")
+                continue
             if changed := differences(meta["fingerprint"], now[key]) + other_defaults(defaults, meta):
                 lines.append(f"stale: {algo} on {path.parent.name}: {changed[0]}, and {len(changed) - 1} more")
     return lines
@@ -698,8 +704,7 @@ def stale(results: Path) -> list[str]:
 def other_defaults(now: dict[str, Any], meta: dict[str, Any]) -> list[str]:
     """Arguments that the command of a result did not name, and whose default is another one by now, a line each."""
     then = meta["args"]
-    first = meta["command"].partition(";")[0].split()
-    named = {word[2:].partition("=")[0].replace("-", "_") for word in first if word.startswith("--")}
+    named = {word[2:].partition("=")[0].replace("-", "_") for word in command(meta) if word.startswith("--")}
     named |= {name.removeprefix("no_") for name in named}
     names = differing(now, then, {*named, *OF_THE_MACHINE, "run_dir", "resume", "evaluate", "seed", "num_seeds"})
     return [f"{name} was {then.get(name, 'absent')}, is {now.get(name, 'absent')}" for name in names]

@@ -46,6 +46,10 @@ MUJOCO_TASKS = (
     "Swimmer-v4",
     "Humanoid-v4",
 )
+# Options of the scripts that run.py sets itself, and those that a cell of the table may have been trained with
+OWN_OPTIONS = {"env-id", "num-seeds", "seed", "total-timesteps", "run-dir", "resume", "evaluate"}
+OF_THE_TABLE = {"env-threads", "torch-threads", "checkpoint-seconds", "capture-video", "device", "save-replay"}
+OF_THE_TABLE |= {"cuda-graphs", "no-cuda-graphs", "compile", "no-compile"}
 
 
 @dataclass
@@ -84,12 +88,16 @@ class Job:
         return ROOT / "algos" / f"{self.algo}.py"
 
     @property
+    def cell(self) -> Path:
+        return Path(self.algo, self.env_id.replace("/", "_"))
+
+    @property
     def runs(self) -> Path:
-        return self.args.run_dir / self.algo / self.env_id
+        return self.args.run_dir / self.cell
 
     @property
     def result(self) -> Path:
-        return self.args.results / self.algo / self.env_id
+        return self.args.results / self.cell
 
     @property
     def command(self) -> list[str]:
@@ -122,7 +130,7 @@ class Job:
     def claim(self) -> bool:
         """Whether this cell is ours to train. Its process inherits the lock, so a harness that was killed does not give
         it free while what it started still writes there."""
-        self.lock = open(self.runs.with_name(f"{self.env_id}.lock"), "w")  # noqa: SIM115
+        self.lock = open(self.runs.with_name(f"{self.runs.name}.lock"), "w")  # noqa: SIM115
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -152,11 +160,11 @@ class Job:
 
     def gather(self, how: dict[str, Any]) -> None:
         """Copy what the runs reported into the results folder, with `how` they were run."""
-        rows = []
-        for folder in self.folders():
+        rows, folders = [], self.folders()
+        for folder in folders:
             seed = json.loads((folder / "config.json").read_text())["args"]["seed"]
             rows += [{"seed": seed, **row} for row in read_rows(folder / "metrics.csv")]
-        config = json.loads((self.folders()[0] / "config.json").read_text())
+        config = json.loads((folders[0] / "config.json").read_text())
         for private in ("run_dir", "resume", "evaluate"):
             config["args"].pop(private)
         config |= {"command": "python " + " ".join(self.command), **how}
@@ -218,18 +226,27 @@ def make_launcher(args: Args, jobs: int) -> Launcher:
 
 
 def write_result(folder: Path, rows: list[dict[str, Any]], meta: dict[str, Any]) -> None:
+    """Beside and renamed, run.json last: a result with a run.json is complete, and a full disk leaves the old one."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "metrics.csv", "w", newline="") as file:
+    beside = folder / "metrics.tmp"
+    with open(beside, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    write_json(folder / "run.json", meta)  # last, and at once: a result with a run.json is complete
+    (folder / "run.tmp").write_text(as_json(meta))
+    (folder / "run.json").unlink(missing_ok=True)
+    beside.replace(folder / "metrics.csv")
+    (folder / "run.tmp").replace(folder / "run.json")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Beside and renamed, so that a kill leaves a whole file."""
-    path.with_suffix(".tmp").write_text(json.dumps(content, indent=2) + "\n")
+    path.with_suffix(".tmp").write_text(as_json(content))
     path.with_suffix(".tmp").replace(path)
+
+
+def as_json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
 
 
 def digest(script: Path) -> str:
@@ -295,25 +312,33 @@ def run_matrix(matrix: list[Job], launcher: Launcher, args: Args) -> int:
     while waiting or running:
         while waiting and len(running) < launcher.slots:
             job = waiting.pop(0)
-            if not job.claim():
+            try:
+                if not job.claim():
+                    failed += 1
+                    print(f"{job.algo} on {job.env_id}: left out, another process trains it in {job.runs}", flush=True)
+                    continue
+                if is_complete(job):  # by another process, meanwhile
+                    done += 1
+                    job.lock.close()
+                    continue
+                job.sha256 = digest(job.script)
+                key = job.sha256, is_discrete(job.env_id)
+                if key not in fingerprints:
+                    fingerprints[key] = fingerprint_or_none(job.script, is_discrete(job.env_id), flags(job.extra))
+                job.fingerprint = fingerprints[key]
+                job.set_other_runs_aside()
+                job.first_step = job.steps()
+                launcher.start(job)
+            except OSError as error:
                 failed += 1
-                print(f"{job.algo} on {job.env_id}: left out, another process trains it in {job.runs}", flush=True)
+                print(f"{job.algo} on {job.env_id}: cannot be started: {error}", flush=True)
                 continue
-            job.sha256 = digest(job.script)
-            key = job.sha256, is_discrete(job.env_id)
-            if key not in fingerprints:
-                fingerprints[key] = fingerprint_or_none(job.script, is_discrete(job.env_id), flags(job.extra))
-            job.fingerprint = fingerprints[key]
-            job.set_other_runs_aside()
-            job.first_step = job.steps()
-            launcher.start(job)
             running.append(job)
         time.sleep(1)
         for job, status in [(job, launcher.poll(job)) for job in running]:
             if status is None:
                 continue
             running.remove(job)
-            job.lock.close()
             finished_steps += args.total_timesteps - job.first_step
             if status == 0 and job.folders():
                 try:
@@ -327,6 +352,7 @@ def run_matrix(matrix: list[Job], launcher: Launcher, args: Args) -> int:
                 failed += 1
                 print(f"\r{job.algo} on {job.env_id}: failed with exit status {status}", flush=True)
                 print("    " + "\n    ".join(job.output.read_text().splitlines()[-10:]), flush=True)
+            job.lock.close()
         steps = finished_steps + sum(job.steps() - job.first_step for job in running)
         left = sum(args.total_timesteps - job.steps() for job in running) + args.total_timesteps * len(waiting)
         if sys.stdout.isatty() and steps:
@@ -355,8 +381,11 @@ def main(args: Args, extra: list[str]) -> int:
     if args.add_fingerprint:
         return add_fingerprints(args)
     args.run_dir = args.run_dir.resolve()  # Ray's workers have other working directories
+    options = {word[2:].partition("=")[0].replace("_", "-") for word in extra if word.startswith("--")}
+    if own := options & OWN_OPTIONS:
+        return refuse(f"--{min(own)} is run.py's own: it goes before the --, or is set by it")
     table = (args.seed, args.num_seeds, args.total_timesteps) == (Args.seed, Args.num_seeds, Args.total_timesteps)
-    if args.results.resolve() == Args.results and not (table and not flags(extra)):
+    if args.results.resolve() == Args.results and not (table and options <= OF_THE_TABLE):
         seeds = f"seeds {Args.seed} to {Args.seed + Args.num_seeds - 1}"
         what = f"{Args.total_timesteps:,} steps, {seeds}, by default settings"
         return refuse(f"the table there is of {what}: give --results another folder")

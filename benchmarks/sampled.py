@@ -42,7 +42,7 @@ def sampled_return(script: ModuleType, folder: Path) -> float:
     agent.load_state_dict(saved["agent"])
     agent.deterministic_action = lambda obs: sampled_action(script, agent, obs)
     torch.manual_seed(args.seed)
-    return float(script.evaluate(agent, args, args.final_eval_episodes, args.trained_timesteps)["return"].mean())
+    return float(script.evaluate(agent, args, args.final_eval_episodes, saved["global_step"])["return"].mean())
 
 
 def main(args: Args) -> int:

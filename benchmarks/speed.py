@@ -15,7 +15,6 @@ GPU to <algo>_cuda.json. Where the time goes is measured by parts.py, with 1 and
 
 import concurrent.futures
 import contextlib
-import csv
 import functools
 import importlib.metadata
 import itertools
@@ -34,6 +33,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
+from reading import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 ON_POLICY = ("ppo_continuous", "trpo", "a2c", "reinforce")
@@ -119,8 +119,7 @@ def ours(algo: str, env_id: str, device: str, num_seeds: int, *flags: str) -> fl
             words += [f"--{name}", str(value)]
         run_quietly(words, cwd=ROOT)
         path = next(Path(folder).glob("*__1__*/metrics.csv"))
-        with open(path, newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_rows(path)
     if algo in OFF_POLICY:
         rows = [row for row in rows if int(row["global_step"]) > 4000]
     return statistics.median(float(row["steps_per_second"]) for row in rows[len(rows) // 5 :])
@@ -218,10 +217,7 @@ def seconds_to_goal(algo: str, env_id: str, num_seeds: int, goal: float) -> floa
         words = [sys.executable, f"algos/{algo}.py", "--env-id", env_id, "--num-seeds", str(num_seeds)]
         words += ["--num-evaluations", "0", "--run-dir", folder]
         run_quietly(words, cwd=ROOT)
-        runs = []
-        for path in sorted(Path(folder).glob("*/metrics.csv")):
-            with open(path, newline="") as file:
-                runs.append(list(csv.DictReader(file)))
+        runs = [read_rows(path) for path in sorted(Path(folder).glob("*/metrics.csv"))]
     for rows in zip(*runs, strict=True):
         if sum(float(row["episodic_return"] or "nan") for row in rows) / len(rows) >= goal:
             return float(rows[0]["wall_seconds"])

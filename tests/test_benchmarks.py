@@ -156,6 +156,47 @@ def test_runs_of_another_script_or_length_are_set_aside(tmp_path):
     assert folders(1280, "one of which that is not known", None) == 4
 
 
+def test_a_result_is_replaced_whole_or_not_at_all(tmp_path):
+    run = load_script(ROOT / "benchmarks" / "run.py")
+    write_result(tmp_path / "Hopper-v4", [1.0, 2.0])
+    before = {path: path.read_bytes() for path in (tmp_path / "Hopper-v4").iterdir()}
+    with pytest.raises(TypeError):  # as a full disk would
+        run.write_result(tmp_path / "Hopper-v4", [{"seed": 7}], {"no JSON": object()})
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_cell_that_cannot_be_started_or_is_done_by_now_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
+    run = load_script(ROOT / "benchmarks" / "run.py")
+    args = run.Args(run_dir=tmp_path / "runs", results=tmp_path / "results")
+    names = ("BigfishEasy-v0", "phys2d/CartPole-v1", "Hopper-v4", "Ant-v4")
+    matrix = [run.Job("a2c", env_id, args, []) for env_id in names]
+    assert matrix[1].runs == tmp_path / "runs" / "a2c" / "phys2d_CartPole-v1"
+    started, looked_at = [], []
+
+    class Launcher:
+        slots = 1
+
+        def start(self, job):
+            if job.env_id == "Ant-v4":
+                raise PermissionError("no place for its output")
+            started.append(job.env_id)
+            job.output.write_text("")
+
+        def poll(self, job):
+            return 2
+
+    def is_complete(job):  # Hopper-v4 by another process, while the first ones ran here
+        looked_at.append(job.env_id)
+        return looked_at.count("Hopper-v4") == 2 and job.env_id == "Hopper-v4"
+
+    monkeypatch.setattr(run, "is_complete", is_complete)
+    monkeypatch.setattr(run, "fingerprint_or_none", lambda *_: None)
+    (tmp_path / "runs" / "a2c").mkdir(parents=True)
+    assert run.run_matrix(matrix, Launcher(), args) == 3
+    assert started == ["BigfishEasy-v0", "phys2d/CartPole-v1"]
+    assert "a2c on Ant-v4: cannot be started: no place for its output" in capsys.readouterr().out
+
+
 @pytest.fixture
 def training(tmp_path):
     """A harness in the middle of a cell: its command, its process, and the id of the process that trains."""
@@ -216,7 +257,12 @@ def test_what_cannot_work_is_refused(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("run.py: error: ")
     (tmp_path / "results").unlink()
-    for extra in (["--total-timesteps", "640"], ["--num-seeds", "3"], ["--seed", "2"], ["--", "--gamma", "0.9"]):
+    done = subprocess.run(run_command(tmp_path, extra=["--seed=1"]), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "run.py: error: --seed is run.py's own: it goes before the --, or is set by it\n"
+    others = (["--gamma", "0.9"], ["--env_kwargs", "max_episode_steps", "9"], ["--final-eval-episodes=1"])
+    settings = [["--", *own] for own in others]
+    for extra in (["--total-timesteps", "640"], ["--num-seeds", "3"], ["--seed", "2"], *settings):
         words = [sys.executable, str(ROOT / "benchmarks" / "run.py"), "--env-ids", "Pendulum-v1", *extra]
         done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 2
@@ -428,6 +474,7 @@ def test_a_truncated_result_is_refused_by_name(tmp_path):
         ("metrics.csv", "98.000,99.000", "abc,99.000"),
         ("metrics.csv", "2,500,", "2,501,"),
         ("run.json", "trained_timesteps", "another"),
+        ("run.json", '"seed": 1', '"seed": 2'),
         ("run.json", "}", ""),
     ],
 )
@@ -456,8 +503,20 @@ def test_seeds_of_several_processes_are_joined(tmp_path):
     assert [columns["eval_return"][-1] for columns in seeds.values()] == [1, 2, 3]
     meta = json.loads((tmp_path / "joined" / "a2c" / "Hopper-v4" / "run.json").read_text())
     assert meta["command"].count("--seed") == 2
+    assert not reading.refilled(meta)
     assert [process["git_commit"] for process in meta["processes"]] == ["b", "a"]
     whole = path.read_text()
+    for part in parts:
+        cell = part / "a2c" / "Hopper-v4" / "run.json"
+        own = json.loads(cell.read_text()) | ({"resumed": [{"at_step": 500}]} if part == parts[0] else {})
+        cell.write_text(json.dumps(own | {"args": own["args"] | {"save_replay": False}}))
+    meta, _ = join.join([part / "a2c" / "Hopper-v4" for part in parts])
+    assert reading.refilled(meta)
+    for part in parts:
+        cell = part / "a2c" / "Hopper-v4" / "run.json"
+        own = json.loads(cell.read_text())
+        del own["args"]["save_replay"]
+        cell.write_text(json.dumps(own))
     for old, new, complaint in (
         ("2.13.0", "2.12.0", "differs from .* in versions"),
         ('"norm": 1.0', '"norm": 2.0', "computes something else .*: norm was 1"),

@@ -183,26 +183,38 @@ def test_resuming_continues_where_the_run_was_killed(script, quick):
     assert len(folders[1].name.split("__")) == 4
 
 
-def test_resume_restores_the_agent(script, quick, monkeypatch):
+def test_resume_restores_all_that_training_changes(script, quick, monkeypatch):
+    """Optimisers' moments, targets, replay and all, not the agent alone."""
+    if hasattr(script.Args, "save_replay"):
+        quick |= {"save_replay": True}
     first = script.train(script.Args(**quick))
     saved = torch.load(first[0] / "checkpoint.pt", weights_only=True)
     more = script.train(script.Args(**quick | {"resume": str(first[0])}))  # complete: nothing is left to do
     assert more == first
-    seen, diverged = [], script.diverged
+    given, capture = {}, script.capture
 
-    def watched(agent):  # the first call comes before training goes on
-        seen.append({name: tensor.clone() for name, tensor in agent.state_dict().items()})
-        return diverged(agent)
+    def watched(function, state, *rest):  # before training goes on
+        given.update({name: tensor.clone() for name, tensor in state.items()})
+        return capture(function, state, *rest)
 
-    monkeypatch.setattr(script, "diverged", watched)
-    longer = script.train(script.Args(**quick | {"resume": "auto", "total_timesteps": 1280}))
+    monkeypatch.setattr(script, "capture", watched)
+    longer = script.train(script.Args(**quick | {"resume": "auto", "total_timesteps": 960}))
     assert longer == first
     assert (
         int(read_metrics(first[0])[-1]["global_step"])
-        == script.Args(**quick | {"total_timesteps": 1280}).trained_timesteps
+        == script.Args(**quick | {"total_timesteps": 960}).trained_timesteps
     )
-    assert all(torch.equal(tensor, saved["state"][name]) for name, tensor in seen[0].items())
-    assert any(not torch.equal(tensor, saved["state"][name]) for name, tensor in seen[-1].items())
+    after = torch.load(first[0] / "checkpoint.pt", weights_only=True)["state"]
+    rows = {"replay.rows"} & saved["state"].keys()  # no graph changes them before there is something to store
+    assert saved["state"].keys() - rows <= given.keys()
+    for name, tensor in saved["state"].items():
+        if name not in rows:
+            assert torch.equal(tensor, given[name]), name
+    for name in rows:
+        stored = int(saved["state"]["replay.count"])
+        assert torch.equal(saved["state"][name][:, :stored], after[name][:, :stored])
+    moved = [name for name, tensor in saved["state"].items() if not torch.equal(tensor, after[name])]
+    assert {"exp_avg", "step"} <= {name.rpartition(".")[2] for name in moved}
     fresh = script.train(script.Args(**quick | {"resume": "auto", "seed": 9}))
     assert fresh != first
 

@@ -192,6 +192,31 @@ def test_a_cell_that_cannot_be_compared_like_for_like_is_refused_by_name(tmp_pat
     path.write_text("\n".join(line.rpartition(",")[0] for line in path.read_text().splitlines()))
     with pytest.raises(ValueError, match=r"a2c on Hopper-v4: .*run sampled.py"):
         report.all_cells({"a2c": {"Hopper-v4": report.read_result(path.parent)}})
+    half = report.read_result(path.parent)  # joined from results of which one only was sampled
+    half[1]["sampled_return"], half[2]["sampled_return"] = np.array([np.nan, 2380.0]), np.array([np.nan, np.nan])
+    with pytest.raises(ValueError, match=r"a2c on Hopper-v4: .*run sampled.py"):
+        report.all_cells({"a2c": {"Hopper-v4": half}})
+
+
+def test_seeds_of_different_lengths_are_shown(tmp_path):
+    """REINFORCE on whole episodes: the k-th evaluation is at another step for each seed."""
+    seeds = {
+        1: {"global_step": np.array([90.0, 100, 110, 200]), "eval_return": np.array([np.nan, 1, np.nan, 490])},
+        2: {"global_step": np.array([120.0, 220]), "eval_return": np.array([3.0, 480])},
+    }
+    steps, returns = report.evaluations(seeds)
+    assert steps.tolist() == [110, 210]
+    assert returns.tolist() == [[1, 490], [3, 480]]
+    (line,) = report.shorter_runs([("reinforce", "CartPole-v1", seeds)]).splitlines()[2:]
+    assert line == "| reinforce | CartPole-v1 | 210 | 485 | 490 480 |  | 210 steps (475) |"
+
+
+def test_a_section_without_its_end_is_refused():
+    page = "before\n<!-- x: benchmarks/report.py writes what is between -->\nold\n<!-- end of x -->\nafter"
+    new = "before\n<!-- x: benchmarks/report.py writes what is between -->\n\nnew\n\n<!-- end of x -->\nafter"
+    assert report.fill(page, {"x": "new", "of another page": "y"}) == new
+    with pytest.raises(ValueError, match="the section x has no mark of its end"):
+        report.fill(page.replace("<!-- end of x", "<!-- end of X"), {"x": "new"})
 
 
 def test_shorter_runs_tell_when_every_seed_has_solved_the_task_and_what_is_published(tmp_path, monkeypatch):
@@ -250,6 +275,12 @@ def test_stale_results_are_named(tmp_path, monkeypatch):
     assert report.stale(tmp_path) == []
     path.write_text(json.dumps(meta | {"fingerprint": {"seed 1: steps": 64.0, "seed 1: evaluation": 12.0}}))
     assert report.stale(tmp_path) == ["stale: a2c on Ant-v4: seed 1: evaluation was 12, is 10, and 0 more"]
+
+    def fail(*_):
+        raise RuntimeError("a2c.py fails")
+
+    monkeypatch.setattr(report, "fingerprint", fail)
+    assert report.stale(tmp_path) == ["stale: a2c on Ant-v4: a2c.py fails"]
 
 
 NAMED = "--final-eval-episodes", "10", "--num_evaluations=5", "--gone", "1"
@@ -344,6 +375,7 @@ def test_a_comparison_says_what_weakens_it(tmp_path):
     write_run(tmp_path / "B" / "deeper", 1, 1.0, env_kwargs={"healthy_reward": "0"})
     text = compare(tmp_path / "A", tmp_path / "B")
     assert "No difference is shown" in text
+    assert "Of the finished seeds alone" in text
     for warning in (
         "B: left out, because unfinished or without a final evaluation: Hopper-v4__a2c__7__17",
         "A has 3 seeds",
@@ -352,6 +384,8 @@ def test_a_comparison_says_what_weakens_it(tmp_path):
         "only one of them has Hopper-v4 (healthy_reward 0): left out",
     ):
         assert warning in text, warning
+    write_run(tmp_path / "B" / "again", 7, 101.0, steps=2000)
+    assert "Of the finished seeds alone" not in compare(tmp_path / "A", tmp_path / "B")
     write_run(tmp_path / "one", 1, 5.0)
     text = compare(tmp_path / "A", tmp_path / "one")
     assert "Nothing can be said" in text
@@ -378,8 +412,19 @@ def test_seeds_that_diverged_are_not_passed_over(tmp_path):
     assert "B is better" not in text
     assert "Nothing can be said: seeds diverged" in text
     assert "warning: B: diverged on Hopper-v4, so that no mean can count them: seeds 1, 2, 3" in text
+    for task in ("Ant-v4", "Swimmer-v4"):
+        for seed in range(1, 6):
+            write_run(tmp_path / "A" / task, seed, 100.0 + seed, env_id=task)
+            write_run(tmp_path / "B" / task, seed, 200.0 + seed, env_id=task)
+    assert "Over 3 tasks" not in compare(tmp_path / "A", tmp_path / "B")
     for seed in (4, 5):
         (tmp_path / "B" / f"Hopper-v4__a2c__{seed}__17" / "config.json").unlink()
+    text = compare(tmp_path / "A", tmp_path / "B")
+    assert "Hopper-v4\n  Nothing can be said: all seeds of a side diverged" in text
+    assert text.count("B is better") == 2
+    assert "Over 2 tasks" not in text
+    for task in ("Ant-v4", "Swimmer-v4"):
+        shutil.rmtree(tmp_path / "A" / task)
     with pytest.raises(ValueError, match="no task on which both have a finished run"):
         compare(tmp_path / "A", tmp_path / "B")
 
@@ -407,9 +452,14 @@ def test_other_versions_are_named_and_other_tools_files_passed_over(tmp_path):
         (tmp_path / "B" / str(i) / "config.json").write_text(content)
     assert "trained with different versions of torch: 2.12.0, 2.13.0" in compare(tmp_path / "A", tmp_path / "B")
     assert "without their replay" not in compare(tmp_path / "A", tmp_path / "B")
-    config = json.loads(path.read_text()) | {"resumed": [{"at_step": 5}]}
-    path.write_text(json.dumps(config | {"args": config["args"] | {"save_replay": False}}))
-    assert "B has runs resumed without their replay" in compare(tmp_path / "A", tmp_path / "B")
+    config = json.loads(path.read_text())
+    config["args"]["save_replay"] = False
+    for at_step, warned in ((5, True), (1000, False)):  # the latter had nothing left to learn
+        resumed = [{"at_step": at_step, "before": {"versions": {"torch": "2.11.0"}}}]
+        path.write_text(json.dumps(config | {"resumed": resumed}))
+        text = compare(tmp_path / "A", tmp_path / "B")
+        assert ("B has runs resumed without their replay" in text) == warned
+        assert "trained with different versions of torch: 2.11.0, 2.12.0, 2.13.0" in text
     path.write_text(path.read_text()[:-5])
     with pytest.raises(ValueError, match=r"B/Hopper-v4__a2c__2__17/config\.json: "):
         compare(tmp_path / "A", tmp_path / "B")
