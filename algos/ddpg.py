@@ -91,12 +91,12 @@ class Args:
     num_seeds: int = 1  # agents trained side by side, independent of each other
     total_timesteps: int = 1_000_000  # environment steps per seed, reset rows included
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes CUDA where there is one
-    resume: str | None = None  # run folder to resume, or auto: the newest of the same command, if there is one
+    resume: str | None = None  # folder (of the first seed) to resume, or auto: the newest of the same command
     evaluate: str | None = None  # run folder (or agent.pt) whose agent to evaluate, without training
 
     # Environment
     env_id: str = "Walker2d-v4"  # task, as EnvPool names it
-    env_kwargs: dict[str, str] = field(default_factory=dict)  # settings of the task: NAME VALUE NAME VALUE ...
+    env_kwargs: dict[str, str] = field(default_factory=dict)  # settings of the task, all at once: NAME VALUE ...
     num_envs: int = 16  # environments per seed
 
     # Algorithm
@@ -551,9 +551,9 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield beside
         beside.replace(path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch raises one of its own while it handles that of a full disk
         beside.unlink(missing_ok=True)
-        refuse(f"{path} cannot be written: {error.strerror}")
+        refuse(f"{path} cannot be written", error.__context__ or error)
 
 
 def due(step: int, stride: int, times: int, total: int) -> bool:
@@ -587,6 +587,12 @@ class RunLog:
             before = json.loads(earlier.read_text())
             part = {key: before.get(key) for key in ("versions", "hardware", "git_commit", "script_sha256")}
             config["resumed"] = [*before.get("resumed", []), {"at_step": step, "before": part}]
+        self.lock = os.open(folders[0] / ".lock", os.O_RDWR | os.O_CREAT)
+        try:  # --resume may have found a run that still goes on
+            os.lockf(self.lock, os.F_TLOCK, 0)
+        except OSError as error:
+            if isinstance(error, BlockingIOError):  # else the file system has no locks
+                refuse(f"another process trains in {folders[0]}")
         for k, folder in enumerate(folders):
             config["args"]["seed"] = args.seed + k
             with replacing(folder / "config.json") as path:
@@ -622,19 +628,20 @@ class RunLog:
             for tag, value in scalars.items():
                 if not np.isnan(value):
                     writer.add_scalar(tag, value, step)
-            numbers = [f"{x:.3f}" if np.isfinite(x) else "" for x in (self.seconds, recent[k, 0], evaluated, speed)]
+            numbers = [f"{x:.8g}" if np.isfinite(x) else "" for x in (self.seconds, recent[k, 0], evaluated, speed)]
             self.rows[k].append(",".join([str(step), *numbers]))
             with replacing(folder / "metrics.csv") as path:
                 path.write_text("\n".join([self.COLUMNS, *self.rows[k], ""]))
-        self.bar.set_postfix_str(f"return {recent[:, 0].mean():.0f}, {speed:.0f} steps/s", refresh=False)
+        self.bar.set_postfix_str(f"return {recent[:, 0].mean():.6g}, {speed:.0f} steps/s", refresh=False)
         self.bar.total = max(self.bar.total, step)  # REINFORCE's whole episodes may end a little later than planned
         self.bar.update(step - self.bar.n)
         if returns is not None:
-            each = " ".join(f"{value:.0f}" for value in returns)
-            self.bar.write(f"step {step}: evaluation return {returns.mean():.1f} (by seed: {each})")
+            each = " ".join(f"{value:.6g}" for value in returns)
+            self.bar.write(f"step {step}: evaluation return {returns.mean():.6g} (by seed: {each})")
         self.since = time.perf_counter()
 
     def close(self) -> None:
+        os.close(self.lock)
         self.bar.close()
         for writer in self.writers:
             writer.close()
@@ -645,10 +652,7 @@ class RunLog:
 
 def save(path: Path, kind: str, **content: Any) -> None:
     with replacing(path) as beside, open(beside, "wb") as file:
-        try:
-            torch.save({"kind": f"{Path(__file__).stem} {kind}", **content}, file)
-        except RuntimeError as error:  # torch's own, raised while handling that of a full disk
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+        torch.save({"kind": f"{Path(__file__).stem} {kind}", **content}, file)
 
 
 def load(path: Path, kind: str, optional: bool = False) -> dict[str, Any]:
@@ -706,8 +710,8 @@ def find_checkpoint(args: Args) -> tuple[list[Path], dict[str, Any] | None]:
     candidates = [] if args.resume is None else [Path(args.resume).resolve()]
     if args.resume == "auto":
         name = f"{args.env_id.replace('/', '_')}__{args.exp_name}__{args.seed}__"  # no glob pattern: it may hold * or [
-        found = [path for path in Path(args.run_dir).glob("*/checkpoint.pt") if path.parent.name.startswith(name)]
-        candidates = sorted(found, key=lambda path: path.parent.name.rpartition("__")[2], reverse=True)
+        found = {path.parent.name.removeprefix(name): path for path in Path(args.run_dir).glob("*/checkpoint.pt")}
+        candidates = [found[stamp] for stamp in sorted(filter(str.isdecimal, found), key=int, reverse=True)]
     for path in candidates:
         saved = load(path, "checkpoint", optional=args.resume == "auto")
         now, then = asdict(args), saved.get("args", {})  # empty for what another script has written
@@ -716,7 +720,10 @@ def find_checkpoint(args: Args) -> tuple[list[Path], dict[str, Any] | None]:
             names.remove("total_timesteps")
         if not names:
             first = path if path.is_dir() else path.parent
-            return [first, *(first.parent / name for name in saved["folders"][1:])], saved
+            folders = [first, *(first.parent / name for name in saved["folders"][1:])]
+            if missing := [str(folder) for folder in folders if not folder.is_dir()]:
+                refuse(f"the folders of its other seeds are missing: {', '.join(missing)}")
+            return folders, saved
         if args.resume != "auto":
             refuse(f"{path} was made with another {', '.join(names)}")
     return [], None
@@ -740,13 +747,14 @@ def claim_folders(args: Args) -> list[Path]:
 def catch_signals() -> Iterator[list[int]]:
     """In here, Ctrl-C and SIGTERM put their number into the list, for the loop to look at. A third one ends the process
     as usual; not the second, since one request may arrive twice: through the process group and from the parent."""
-    signals: list[int] = []
+    signals, owner = [], os.getpid()
 
     def note(number: int, _: Any) -> None:
+        if os.getpid() != owner:  # a worker of a vector environment, forked in here
+            os._exit(128 + number)
         signals.append(number)
         if len(signals) > 1:
-            for each in handlers:
-                signal.signal(each, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_DFL)
 
     handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -761,27 +769,29 @@ def catch_signals() -> Iterator[list[int]]:
 
 @torch.no_grad()
 def evaluate(
-    agent: Agent, args: Args, num_episodes: int, step: int, frames: list[np.ndarray] | None = None, every: int = 1
+    agent: Agent, args: Args, num_episodes: int, step: int, films: list[list[np.ndarray]] | None = None, every: int = 1
 ) -> dict[str, np.ndarray]:
     """The first episode of each of `num_episodes` fresh environments per seed, by the deterministic action and the
     agent's frozen statistics. Arrays are [S, num_episodes]; `return` is the task's own, neither normalised nor
     discounted, NaN for a seed that has diverged; the x velocity and the mean squared action are means over the
-    episode. With `frames`, a list, it films: one picture of every environment each `every` steps."""
+    episode, NaN where there is none. Into `films`, a list for each environment, goes a picture every `every` steps."""
     shape = (args.num_seeds, num_episodes)
-    envs = make_envs(args, spaced_seeds(args, num_episodes, 1, step), None if frames is None else "rgb_array")
+    envs = make_envs(args, spaced_seeds(args, num_episodes, 1, step), "rgb_array" if films else None)
     totals = {name: np.zeros(shape) for name in ("return", "length", "x_velocity", "squared_action")}
     running, obs = np.ones(shape, bool), envs.reset()[0]
     while running.any():
-        if frames is not None and totals["length"].max() % every == 0:
-            frames.append(envs.render(env_ids=range(running.size)))
+        if films and totals["length"].max() % every == 0:
+            for i in np.flatnonzero(running):
+                films[i].append(envs.render(env_ids=[i])[0])
         rows = torch.as_tensor(obs.reshape(*shape, -1), dtype=torch.float32, device=next(agent.parameters()).device)
         actions = agent.deterministic_action(rows).nan_to_num().cpu().numpy()  # a NaN would spoil the pool
         obs, rewards, terminated, truncated, info = envs.step(as_actions(actions, envs.single_action_space))
         totals["return"] += np.where(running, rewards.reshape(shape), 0.0)  # 0 times what is not finite would be NaN
         totals["length"] += running
-        velocity = np.reshape(info.get("x_velocity", np.zeros(running.size)), shape)
+        velocity = np.reshape(info.get("x_velocity", np.full(running.size, np.nan)), shape)
         totals["x_velocity"] += np.where(running, velocity, 0.0)
-        totals["squared_action"] += running * np.square(actions).reshape(*shape, -1).mean(-1)
+        squared = np.square(actions) if envs.single_action_space.shape else np.full(shape, np.nan)  # no number's square
+        totals["squared_action"] += np.where(running, squared.reshape(*shape, -1).mean(-1), 0.0)
         running &= ~(terminated | truncated).reshape(shape)
     envs.close()
     totals["return"][diverged(agent)] = np.nan
@@ -791,16 +801,14 @@ def evaluate(
 def capture_video(agent: Agent, args: Args, step: int, folders: list[Path]) -> None:
     """The first episode of each seed's evaluation at `step`, to videos/ in its run folder. The film is twenty seconds
     at most: of a long episode it has every second step, every third, and so on. EnvPool only."""
-    lengths = evaluate(agent, args, 1, step)["length"][:, 0].astype(int)  # the same episodes, unfilmed
-    frames: list[np.ndarray] = []
-    every = max(1, lengths.max() // 250)
-    evaluate(agent, args, 1, step, frames, every)
+    longest = int(evaluate(agent, args, 1, step)["length"].max())  # the same episodes, unfilmed
+    films: list[list[np.ndarray]] = [[] for _ in folders]
+    evaluate(agent, args, 1, step, films, max(1, longest // 250))
     stride, options = (2, {"duration": 40, "loop": 0}) if args.capture_video == "gif" else (1, {"fps": 25})
-    for k, folder in enumerate(folders):
-        film = [frame[k][::stride, ::stride] for i, frame in enumerate(frames) if i * every < lengths[k]]
+    for folder, film in zip(folders, films, strict=True):
         path = folder / "videos" / f"episode.{args.capture_video}"
         path.parent.mkdir(exist_ok=True)
-        imageio.mimsave(path, film, **options)
+        imageio.mimsave(path, [frame[::stride, ::stride] for frame in film], **options)
 
 
 def evaluate_saved(args: Args) -> None:
@@ -809,7 +817,8 @@ def evaluate_saved(args: Args) -> None:
     device, path = select_device(args), Path(args.evaluate or "")
     saved = load(path, "agent")
     folder = path if path.is_dir() else path.parent
-    asked, default, own = asdict(args), asdict(Args()), saved["args"]
+    asked, default = asdict(args), asdict(Args())
+    own = {name: saved["args"].get(name, value) for name, value in default.items()}  # Args may have changed since
     used = ("device", "env_threads", "torch_threads", "final_eval_episodes", "capture_video")
     for name in asked:
         if name not in (*used, "evaluate", "env_kwargs") and asked[name] not in (default[name], own[name]):
@@ -820,12 +829,14 @@ def evaluate_saved(args: Args) -> None:
     agent = Agent(envs.single_observation_space, envs.single_action_space, args).to(device)
     restore(agent.state_dict(), saved["agent"])
     episodes = evaluate(agent, args, args.final_eval_episodes, saved["global_step"])
-    print(f"{args.env_id} {args.env_kwargs or ''}, {args.final_eval_episodes} episodes, mean and standard deviation:")
+    task = " ".join([args.env_id, *itertools.chain(*args.env_kwargs.items())])
+    print(f"{task}, {args.final_eval_episodes} episodes, mean and standard deviation:")
     for name, values in episodes.items():
-        print(f"  {name:<15}{values.mean():10.3f} +- {values.std():.3f}")
+        if not np.isnan(values).all():
+            print(f"  {name:<15}{values.mean():12.6g} +- {values.std():.4g}")
     with replacing(folder / "evaluation.csv") as beside:
         columns = np.column_stack([values[0] for values in episodes.values()])
-        np.savetxt(beside, columns, "%.4f", ",", header=",".join(episodes), comments="")
+        np.savetxt(beside, columns, "%.8g", ",", header=",".join(episodes), comments="")
     if args.capture_video:
         capture_video(agent, args, saved["global_step"], [folder])
 
@@ -871,6 +882,8 @@ def optimizer_state(optimizer: torch.optim.Optimizer, name: str) -> dict[str, Te
 def main() -> None:
     """The command line. What the machine refuses (a full disk, a folder that cannot be made, too little memory) is one
     line as well."""
+    if sum(word.replace("_", "-").partition("=")[0] == "--env-kwargs" for word in sys.argv) > 1:
+        refuse("--env-kwargs is given twice; it takes all settings at once: NAME VALUE NAME VALUE ...")
     args = tyro.cli(Args)
     run = train if args.evaluate is None else evaluate_saved
     try:

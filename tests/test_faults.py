@@ -86,7 +86,7 @@ def check_that_a_full_disk_loses_nothing(script, quick, launcher, run_full):
     status, _, error = run_full(words)
     assert status == 2, error
     assert re.fullmatch(
-        rf"{script.__name__}.py: error: .+ cannot be written: (No space left .+|File too large)\n", error
+        rf"{script.__name__}.py: error: .+ cannot be written: \[Errno \d+\] (No space left .+|File too large)\n", error
     )
     assert not list(run_dir.rglob("*.tmp"))  # which would keep the disk full
     for path, content in before.items():

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +95,31 @@ def test_agent_file_acts_as_the_trained_agent_did(script, quick, capsys):
         with open(folder / "evaluation.csv", newline="") as file:
             returns = [float(row["return"]) for row in csv.DictReader(file)]
         assert returns == pytest.approx(again["return"][0], abs=1e-3)
+    shutil.rmtree(folders[1])
+    resume = script.Args(num_seeds=2, **quick | {"resume": str(folders[0])})
+    assert "folders of its other seeds are missing" in refusal(capsys, lambda: script.train(resume))
+
+
+@pytest.mark.parametrize("script", ["a2c", "sac"], indirect=True)
+def test_an_agent_is_evaluated_by_a_script_whose_arguments_have_changed(script, quick, capsys):
+    (folder,) = script.train(script.Args(**quick))
+    saved = torch.load(folder / "agent.pt", weights_only=True)
+    saved["args"]["my_weight"] = 0.5
+    del saved["args"]["checkpoint_seconds"]
+    torch.save(saved, folder / "agent.pt")
+    capsys.readouterr()
+    script.evaluate_saved(script.Args(evaluate=str(folder), final_eval_episodes=2))
+    assert "squared_action" in capsys.readouterr().out
+
+
+def test_what_a_task_does_not_have_is_not_evaluated(a2c, quick, capsys):
+    """A numbered action has no square, CartPole-v1 no velocity."""
+    (folder,) = a2c.train(a2c.Args(**quick | {"env_id": "CartPole-v1"}))
+    capsys.readouterr()
+    a2c.evaluate_saved(a2c.Args(evaluate=str(folder), final_eval_episodes=2))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "CartPole-v1, 2 episodes, mean and standard deviation:"
+    assert [line.split()[0] for line in lines[1:]] == ["return", "length"]
 
 
 @pytest.mark.parametrize("changed", [{"env_id": "Hopper-v4"}, {"seed": 7}, {"gamma": 0.5}, {"num_seeds": 2}])
@@ -120,6 +146,7 @@ def test_the_newest_run_of_a_command_is_gone_on_with(script, quick, monkeypatch)
     for now in (1e9, 1e9 + 5):
         monkeypatch.setattr(script.time, "time", lambda now=now: now)
         runs += script.train(script.Args(**quick))
+    shutil.copytree(runs[1], f"{runs[1]}_old")  # a backup is not a newer run
     assert script.find_checkpoint(script.Args(**quick | {"resume": "auto"}))[0] == runs[1:]
 
 
@@ -161,6 +188,9 @@ def test_resuming_continues_where_the_run_was_killed(script, quick):
         assert process.poll() is None
         assert time.time() < deadline
         time.sleep(0.1)
+    again = subprocess.run(command(script, longer, num_seeds=2, resume="auto"), capture_output=True, text=True)
+    assert again.returncode == 2
+    assert again.stderr == f"{Path(script.__file__).name}: error: another process trains in {found[0].parent}\n"
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 128 + signal.SIGTERM
     after = torch.load(found[0], weights_only=True)
@@ -243,14 +273,25 @@ def test_two_signals_are_one_wish(script):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_worker_ends_when_its_parent_says_so(script):
+    """Else the parent, AsyncVectorEnv's say, would wait for it for ever."""
+    with script.catch_signals() as signals:
+        if (worker := os.fork()) == 0:
+            signal.raise_signal(signal.SIGTERM)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == 128 + signal.SIGTERM
+    assert signals == []
+
+
 class Reach(gymnasium.Env):
     """A task of one's own: push a point on a line to the origin. With `poison`, rewards turn NaN after 40 steps."""
 
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float64)
     action_space = gymnasium.spaces.Box(-3, 3, (1,), np.float64)
 
-    def __init__(self, poison=False, action_space=action_space):
-        self.poison, self.steps, self.action_space = poison, 0, action_space
+    def __init__(self, poison=False, action_space=action_space, scale=1.0):
+        self.poison, self.steps, self.action_space, self.scale = poison, 0, action_space, scale
 
     def reset(self, seed=None, options=None):
         super().reset(seed=seed)
@@ -261,7 +302,7 @@ class Reach(gymnasium.Env):
         assert self.action_space.contains(action), action
         self.x += 0.2 * float(action.flat[-1])
         self.t, self.steps = self.t + 1, self.steps + 1
-        reward = float("nan") if self.poison and self.steps > 40 else -(self.x**2)
+        reward = float("nan") if self.poison and self.steps > 40 else -self.scale * self.x**2
         return np.array([self.x]), reward, abs(self.x) > 8, self.t >= 20, {}
 
 
@@ -285,6 +326,13 @@ def test_a_task_of_ones_own_trains(script, quick, monkeypatch):
     (folder,) = script.train(args)
     rows = read_metrics(folder)
     assert float(rows[-1]["eval_return"]) > -8  # standing still is worth -27 on average, going straight about -3
+
+
+def test_small_rewards_are_not_rounded_away(a2c, quick, monkeypatch, capsys):
+    monkeypatch.setattr(a2c, "make_envs", reach_envs(scale=1e-7))
+    (folder,) = a2c.train(a2c.Args(**quick | {"env_id": "Reach"}))
+    assert -1e-3 < float(read_metrics(folder)[-1]["eval_return"]) < 0
+    assert -1e-3 < float(capsys.readouterr().out.split()[-1].rstrip(")")) < 0
 
 
 @pytest.mark.parametrize(
@@ -530,7 +578,8 @@ def test_the_command_line(script, quick):
     )  # fmt: skip
     assert evaluated.returncode == 0, evaluated.stderr
     assert "squared_action" in evaluated.stdout
-    for bad in (["--env-id", "Nothing-v0"], ["--gamma", "nan"], ["--no-such-option"], ["--seed", "x"]):
+    twice = ["--env-kwargs", "reset_noise_scale", "0", "--env_kwargs=healthy_reward", "2"]
+    for bad in (twice, ["--env-id", "Nothing-v0"], ["--gamma", "nan"], ["--no-such-option"], ["--seed", "x"]):
         refused = subprocess.run([sys.executable, script.__file__, *bad], capture_output=True, text=True)
         assert refused.returncode == 2, bad
         assert "Traceback" not in refused.stderr
