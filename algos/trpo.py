@@ -42,7 +42,7 @@ Details that matter:
     bootstraps from V(obs[t + 1]); termination does not; the trace of GAE is cut at both.
  4. The number of conjugate gradient iterations is fixed and a division by 0 gives 0: after convergence, further ones
     change nothing. cg_damping * I is added to F, or directions that hardly change the policy would get huge steps. It
-    counts in x^T F x too, so the whole step's KL is about 0.6 to 0.9 of target_kl on MuJoCo tasks.
+    counts in x^T F x too, so the whole step's KL is 0.5 to 0.9 of target_kl (losses/approx_kl).
  5. So the line search is a safeguard, and seldom shortens a step (losses/step_length stays 1). The longest good
     candidate is taken; where none is good, the parameters stay exactly as they were (losses/accepted is 0).
  6. Observations are centred and divided by their running standard deviation, whose statistics take in a batch only
