@@ -804,7 +804,9 @@ def capture_video(agent: Agent, args: Args, step: int, folders: list[Path]) -> N
     longest = int(evaluate(agent, args, 1, step)["length"].max())  # the same episodes, unfilmed
     films: list[list[np.ndarray]] = [[] for _ in folders]
     evaluate(agent, args, 1, step, films, max(1, longest // 250))
-    stride, options = (2, {"duration": 40, "loop": 0}) if args.capture_video == "gif" else (1, {"fps": 25})
+    stride, options = 1, {"fps": 25, "macro_block_size": 2}
+    if args.capture_video == "gif":
+        stride, options = 2, {"duration": 40, "loop": 0}
     for folder, film in zip(folders, films, strict=True):
         path = folder / "videos" / f"episode.{args.capture_video}"
         path.parent.mkdir(exist_ok=True)
