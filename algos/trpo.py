@@ -757,9 +757,12 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield beside
         beside.replace(path)
-    except (OSError, RuntimeError) as error:  # torch raises one of its own while it handles that of a full disk
+    except (OSError, RuntimeError) as error:
         beside.unlink(missing_ok=True)
-        refuse(f"{path} cannot be written", error.__context__ or error)
+        full = (
+            error if isinstance(error, OSError) else error.__context__
+        )  # torch's own, raised while handling a full disk
+        refuse(f"{path} cannot be written", full or error)
 
 
 def due(step: int, stride: int, times: int, total: int) -> bool:
