@@ -749,8 +749,8 @@ def claim_folders(args: Args) -> list[Path]:
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """In here, Ctrl-C and SIGTERM put their number into the list, for the loop to look at. A third one ends the process
-    as usual; not the second, since one request may arrive twice: through the process group and from the parent."""
+    """In here, Ctrl-C and SIGTERM put their number into the list, for the loop to look at. A third of a kind ends the
+    process as usual; not the second, since one request may arrive twice, by the process group and by the parent."""
     signals, owner = [], os.getpid()
 
     def note(number: int, _: Any) -> None:

@@ -55,6 +55,12 @@ def command(meta: dict[str, Any]) -> list[str]:
     return meta["command"].partition(";")[0].split()[2:]
 
 
+def named(words: list[str]) -> set[str]:
+    """The arguments that options among these words set: `--no-compile` sets compile."""
+    options = [word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")]
+    return {option.removeprefix("no_") for option in options}
+
+
 def is_discrete(env_id: str) -> bool:
     """Whether the task takes discrete actions; False for one that cannot be made, which the script will say."""
     import envpool

@@ -12,6 +12,7 @@ import numpy as np
 
 # Arguments of scripts that decide nothing of what is learned
 OF_THE_MACHINE = {"env_threads", "torch_threads", "checkpoint_seconds", "capture_video"}
+OF_A_CELL = OF_THE_MACHINE | {"env_id", "device", "cuda_graphs", "compile", "save_replay"}  # may differ in the table
 
 
 def differing(a: dict[str, Any], b: dict[str, Any], but: set[str]) -> list[str]:

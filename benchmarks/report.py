@@ -28,8 +28,8 @@ import numpy as np
 import stats
 import tyro
 from compare import compare
-from fingerprint import circumstances, command, differences, fingerprint
-from reading import OF_THE_MACHINE, differing, read_result, read_rows, refilled
+from fingerprint import circumstances, command, differences, fingerprint, named
+from reading import OF_A_CELL, OF_THE_MACHINE, differing, read_result, read_rows, refilled
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -40,7 +40,6 @@ DETAILS = HERE / "README.md"
 PUBLISHED_NAME = {"ppo_continuous": "ppo"}
 ALGOS = ("ppo_continuous", "trpo", "a2c", "reinforce", "sac", "ddpg")
 STEPS = 1_000_000  # of the table, per seed
-OF_A_CELL = OF_THE_MACHINE | {"env_id", "device", "cuda_graphs", "compile", "save_replay"}  # may differ in the table
 ESTIMATORS = {  # of variance.py: where in the results the trainings with them are, with the factor gamma^t and without
     "whole return R(tau)": ("estimators/whole_return", None),  # which has it by its form
     "reward-to-go": ("estimators/reward_to_go_with_gamma_t", "estimators/reward_to_go"),
@@ -704,9 +703,8 @@ def stale(results: Path) -> list[str]:
 def other_defaults(now: dict[str, Any], meta: dict[str, Any]) -> list[str]:
     """Arguments that the command of a result did not name, and whose default is another one by now, a line each."""
     then = meta["args"]
-    named = {word[2:].partition("=")[0].replace("-", "_") for word in command(meta) if word.startswith("--")}
-    named |= {name.removeprefix("no_") for name in named}
-    names = differing(now, then, {*named, *OF_THE_MACHINE, "run_dir", "resume", "evaluate", "seed", "num_seeds"})
+    known = {*named(command(meta)), *OF_THE_MACHINE}
+    names = differing(now, then, {*known, "run_dir", "resume", "evaluate", "seed", "num_seeds"})
     return [f"{name} was {then.get(name, 'absent')}, is {now.get(name, 'absent')}" for name in names]
 
 

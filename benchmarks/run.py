@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
 import tyro
-from fingerprint import circumstances, fingerprint, flags, is_discrete
-from reading import read_rows
+from fingerprint import circumstances, fingerprint, flags, is_discrete, named
+from reading import OF_A_CELL, read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 MUJOCO_TASKS = (
@@ -46,10 +46,8 @@ MUJOCO_TASKS = (
     "Swimmer-v4",
     "Humanoid-v4",
 )
-# Options of the scripts that run.py sets itself, and those that a cell of the table may have been trained with
-OWN_OPTIONS = {"env-id", "num-seeds", "seed", "total-timesteps", "run-dir", "resume", "evaluate"}
-OF_THE_TABLE = {"env-threads", "torch-threads", "checkpoint-seconds", "capture-video", "device", "save-replay"}
-OF_THE_TABLE |= {"cuda-graphs", "no-cuda-graphs", "compile", "no-compile"}
+# Arguments of the scripts that run.py sets itself
+OWN_ARGUMENTS = {"env_id", "num_seeds", "seed", "total_timesteps", "run_dir", "resume", "evaluate"}
 
 
 @dataclass
@@ -381,11 +379,10 @@ def main(args: Args, extra: list[str]) -> int:
     if args.add_fingerprint:
         return add_fingerprints(args)
     args.run_dir = args.run_dir.resolve()  # Ray's workers have other working directories
-    options = {word[2:].partition("=")[0].replace("_", "-") for word in extra if word.startswith("--")}
-    if own := options & OWN_OPTIONS:
-        return refuse(f"--{min(own)} is run.py's own: it goes before the --, or is set by it")
+    if own := named(extra) & OWN_ARGUMENTS:
+        return refuse(f"{min(own)} is run.py's own: it goes before the --, or is set by it")
     table = (args.seed, args.num_seeds, args.total_timesteps) == (Args.seed, Args.num_seeds, Args.total_timesteps)
-    if args.results.resolve() == Args.results and not (table and options <= OF_THE_TABLE):
+    if args.results.resolve() == Args.results and not (table and named(extra) <= OF_A_CELL):
         seeds = f"seeds {Args.seed} to {Args.seed + Args.num_seeds - 1}"
         what = f"{Args.total_timesteps:,} steps, {seeds}, by default settings"
         return refuse(f"the table there is of {what}: give --results another folder")

@@ -259,7 +259,7 @@ def test_what_cannot_work_is_refused(tmp_path):
     (tmp_path / "results").unlink()
     done = subprocess.run(run_command(tmp_path, extra=["--seed=1"]), capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == "run.py: error: --seed is run.py's own: it goes before the --, or is set by it\n"
+    assert done.stderr == "run.py: error: seed is run.py's own: it goes before the --, or is set by it\n"
     others = (["--gamma", "0.9"], ["--env_kwargs", "max_episode_steps", "9"], ["--final-eval-episodes=1"])
     settings = [["--", *own] for own in others]
     for extra in (["--total-timesteps", "640"], ["--num-seeds", "3"], ["--seed", "2"], *settings):
