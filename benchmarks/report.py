@@ -110,6 +110,11 @@ def with_spread(final: np.ndarray, mark: str = "") -> str:
     return f"{mark}{mean}{mark}" + ("" if np.isnan(half) else f" ± {number(half)}")
 
 
+def listed(values: Iterable[str]) -> str:
+    *first, last = values
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def probability(p: float) -> str:
     return "" if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
@@ -151,13 +156,13 @@ def all_cells(results: dict[str, dict[str, dict]]) -> list[Cell]:
 
 
 def counted(cells: list[Cell]) -> str:
-    """How many of these cells are above the published mean and how many are not, and of each how many significantly."""
+    """How many of these cells are above the published mean and how many below, and how many of each significantly."""
     words = []
-    for above in (True, False):
-        side = [cell for cell in cells if cell.won is above]
-        tested = [cell.p for cell in side if not np.isnan(cell.p)]
-        words.append(f"{len(side)}{f' of {len(cells)} are above it' if above else ' are not'}")
-        words[-1] += f", {sum(p < 0.05 for p in tested)} of the {len(tested)} that can be tested significantly"
+    for where, won in (("above", True), ("below", False)):
+        side = [cell for cell in cells if cell.won is won]
+        words.append(f"{where} in {len(side)} of {len(cells)}")
+        if significant := sum(cell.p < 0.05 for cell in side):
+            words[-1] += f", {significant} significantly"
     return "; ".join(words)
 
 
@@ -186,7 +191,7 @@ def table(results: dict[str, dict[str, dict]]) -> str:
 
 
 def matrix(results: dict[str, dict[str, dict]]) -> str:
-    """The front page's table: tasks down, algorithms across, in brackets what is compared."""
+    """The front page's table: tasks down, algorithms across, and whether it is above the best published mean."""
     cells = {(cell.algo, cell.task): cell for cell in all_cells(results)}
     lines = ["| | " + " | ".join(results) + " |", "|---|" + "---:|" * len(results)]
     for task in sorted({task for _, task in cells}):
@@ -195,22 +200,26 @@ def matrix(results: dict[str, dict[str, dict]]) -> str:
             if (cell := cells.get((algo, task))) is None:
                 row.append("")
                 continue
-            bar = number(cell.bar.mean) or "none"
-            if cell.bar.sampled:
-                bar = f"{number(cell.alike.mean())} vs {bar} †"
-            row.append(f"{with_spread(cell.final, '**' * cell.won)} ({bar})")
+            mark = "" if np.isnan(cell.bar.mean) else "▲" if cell.won else "▼"
+            row.append(f"{with_spread(cell.final)} {mark * (2 if cell.p < 0.05 else 1)}".rstrip())
         lines.append(f"| {' | '.join(row)} |")
     compared = [cell for cell in cells.values() if not np.isnan(cell.bar.mean)]
-    shares = [(algo, [cell.won for cell in compared if cell.algo == algo]) for algo in results]
+    counts = {len(cell.final) for cell in cells.values()}
+    seeds = " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
     note = (
-        "Return after a million steps: deterministic action, 100 episodes per seed, mean of the seeds with Student's"
-        " interval at 95 %; in brackets the best published mean that we found. †: that mean is of sampled actions,"
-        " which mostly costs return; before it is what our final policies have by sampled actions, and these two"
-        f" are compared. Like for like, then, {counted(compared)} (p < 0.05 by Welch's t test with Holm's correction;"
-        " the other published means have no standard deviation). **Bold** is above like for like:"
-        f" {', '.join(f'{algo} {sum(own)} of {len(own)}' for algo, own in shares if own)}."
+        f"Return after a million steps: mean of {seeds} seeds with its 95 % interval, by the last policy's"
+        " deterministic action, 100 episodes per seed. ▲ is above the best published mean that we found for the"
+        " algorithm, ▼ below; ▲▲ and ▼▼ are significant (Welch's t test, p < 0.05 with Holm's correction, for the"
+        f" {sum(not np.isnan(cell.p) for cell in compared)} of {len(compared)} whose source has a standard deviation)."
+        f" {sum(cell.bar.sampled for cell in compared)} published means are of sampled actions. These are compared with"
+        " our policies' sampled actions, which mostly return less than the table shows: [both numbers of"
+        " each](benchmarks/README.md#every-cell)."
     )
-    return "\n".join([*lines, "", note])
+    # Most of what is published of REINFORCE has no critic, ours has one: counted apart
+    groups = [[algo for algo in results if algo != "reinforce"], [algo for algo in results if algo == "reinforce"]]
+    sums = [(group, [cell for cell in compared if cell.algo in group]) for group in groups]
+    said = [f"{listed(group)}: {counted(own)}." for group, own in sums if own]
+    return "\n".join([*lines, "", note, "", "\\\n".join(said)])
 
 
 def normalised_scores(results: dict[str, dict[str, dict]]) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -276,7 +285,7 @@ def aggregate_text(scores: dict[str, np.ndarray], tasks: list[str]) -> str:
 def png(figure: plt.Figure) -> bytes:
     """No version of Matplotlib in it: the same data, the same bytes."""
     picture = io.BytesIO()
-    figure.savefig(picture, dpi=110, metadata={"Software": None})
+    figure.savefig(picture, dpi=140, metadata={"Software": None})
     plt.close(figure)
     return picture.getvalue()
 
@@ -301,7 +310,7 @@ def panels(
     rows = -(-len(tasks) // 5)
     columns = -(-len(tasks) // rows)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(2.6 * columns, 2.5 * rows + 0.3), layout="constrained", squeeze=False
+        rows, columns, figsize=(2.3 * columns, 2.1 * rows + 0.3), layout="constrained", squeeze=False
     )
     for axis, task in itertools.zip_longest(axes.flat, tasks):
         if task is None:
@@ -316,9 +325,14 @@ def panels(
 
 
 def add_legend(figure: plt.Figure, axes: list[plt.Axes]) -> None:
-    """One for all panels, above them."""
+    """One for all panels: in the place of one that is not needed, or above them."""
     handles = {h.get_label(): h for axis in axes for h in axis.get_legend_handles_labels()[0]}
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=6, fontsize=8, frameon=False)
+    if spare := figure.axes[len(axes) :]:
+        spare[0].set_visible(True)
+        spare[0].axis("off")
+        spare[0].legend(handles.values(), handles.keys(), loc="center", fontsize=9, frameon=False)
+    else:
+        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=6, fontsize=9, frameon=False)
 
 
 def clock(results: dict[str, dict[str, dict]], folder: Path) -> bytes | None:
@@ -408,6 +422,20 @@ def shorter_runs(results: Shorter) -> str:
     return "\n".join(lines)
 
 
+def off_policy(results: Shorter) -> str:
+    """The front page's table of those of shorter_results that have a published curve: tasks down, runs across."""
+    bar, shown = published_curves(), {}
+    for algo, task, seeds in results:
+        steps = int(evaluations(seeds)[0][-1])
+        if point := bar.get((PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0], steps)):
+            column = f"{algo}, {steps:,} steps, {len(seeds)} seeds"
+            shown[column, task] = f"{number(final_returns(seeds).mean())} ({number(point.mean)})"
+    columns, tasks = list(dict.fromkeys(column for column, _ in shown)), sorted({task for _, task in shown})
+    lines = [f"| mean return (published curve there) | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
+    lines += [f"| {' | '.join([task, *(shown.get((column, task), '') for column in columns)])} |" for task in tasks]
+    return "\n".join(lines)
+
+
 def shorter_figure(results: Shorter) -> bytes | None:
     """Deterministic evaluations, each seed's and their mean, beside the published curve with Student's interval, in a
     panel for each of shorter_results that has one; None if none has."""
@@ -464,7 +492,7 @@ def behaviours(folder: Path) -> str:
 
     header, line = "| |", "|---|"
     rows = ["| `--env-kwargs` |", "| x velocity (m/s) |", "| mean squared action (torque) |"]
-    rows += ["| steps before it falls, of 1,000 |", "| |"]
+    rows += ["| steps before it falls, of 1,000 |"]
     for path in sorted(folder.glob("*.csv")):
         config, episodes = json.loads(path.with_suffix(".json").read_text()), read_rows(path)
         settings = " ".join(f"{name} {value}" for name, value in config["args"]["env_kwargs"].items())
@@ -474,7 +502,6 @@ def behaviours(folder: Path) -> str:
         rows[1] += f" {means(episodes, 'x_velocity', 2)} |"
         rows[2] += f" {means(episodes, 'squared_action', 3)} |"
         rows[3] += f" {means(episodes, 'length', 0)} |"
-        rows[4] += f" ![{name}](benchmarks/figures/{path.stem}.gif) |"
     return "\n".join([header, line, *rows])
 
 
@@ -482,7 +509,7 @@ def variance_figure(result: dict, results: Path) -> bytes:
     """The variance of REINFORCE's gradient with each estimator, as measured by variance.py, and what each learns."""
     names = list(result["estimators"])
     variances = [result["estimators"][name]["variance"] for name in names]
-    figure, axes = plt.subplots(1, 3, figsize=(12, 2.6), layout="constrained", width_ratios=(4, 3, 3))
+    figure, axes = plt.subplots(1, 3, figsize=(10.5, 2.6), layout="constrained", width_ratios=(4, 3, 3))
     dots, *curves = axes
     for i, (name, value) in enumerate(zip(names, variances, strict=True)):
         color = f"C{(3, 1, 2, 0)[i]}"
@@ -511,25 +538,30 @@ def variance_figure(result: dict, results: Path) -> bytes:
 
 
 def variance_text(result: dict, results: Path) -> str:
-    """How far the means of the estimators lie from that of the last one, and how far they would by chance."""
-    estimators = list(result["estimators"].items())
-    parts = [
-        f'"{name}" {numbers["distance_of_means"]:.2g} ({numbers["standard_error_of_distance"]:.2g})'
-        for name, numbers in estimators[:-1]
-    ]
-    variances = ", ".join(f'"{name}" {number(numbers["variance"])}' for name, numbers in estimators)
-    seeds = read_result(results / ESTIMATORS[estimators[0][0]][0] / "reinforce" / result["env_id"])
-    last, numbers = estimators[-1]
+    """What the figure shows."""
+    estimators = result["estimators"]
+    variances = ", ".join(f'"{name}" {number(numbers["variance"])}' for name, numbers in estimators.items())
+    seeds = read_result(results / ESTIMATORS[next(iter(estimators))][0] / "reinforce" / result["env_id"])
     return (
-        f"Variance of the gradient: {variances}.\n\n"
         "![variance of the gradient and learning curve, by estimator](benchmarks/figures/variance.png)\n\n"
-        f"Left: one half-trained policy on {result['env_id']}, {result['batches']} batches of"
-        f" {result['episodes_per_batch']} episodes, V(s) fitted to other episodes beforehand. All estimators keep the"
-        f' factor gamma^t here, so their means should agree: that of "{last}" has norm {numbers["mean_norm"]:.2g}, and'
-        f" the distance of the others from it is (in brackets what chance alone would make it) {', '.join(parts)}."
-        " Where the variance is large that says little; `tests/test_reinforce.py` shows it exactly on a small task."
-        f" Middle and right: training with each, {len(seeds)} seeds, deterministic evaluations with 95 % intervals."
-        " R(tau) has the factor gamma^t by its form."
+        f"Left: the gradient of one half-trained policy on {result['env_id']}, {result['batches']} batches of"
+        f" {result['episodes_per_batch']} episodes, V(s) fitted to other episodes beforehand, all with the factor"
+        f" gamma^t: {variances}. Middle and right: training with each, {len(seeds)} seeds, deterministic evaluations"
+        " with 95 % intervals; R(tau) has the factor gamma^t by its form."
+    )
+
+
+def variance_details(result: dict) -> str:
+    """How far the means of the estimators lie from that of the last one, and how far they would by chance."""
+    *others, (last, numbers) = result["estimators"].items()
+    parts = [
+        f'"{name}" {own["distance_of_means"]:.2g} ({own["standard_error_of_distance"]:.2g})' for name, own in others
+    ]
+    return (
+        f'As all four keep the factor gamma^t, the means of their gradients should agree: that of "{last}" has norm'
+        f" {numbers['mean_norm']:.2g}, and the distance of the others from it is (in brackets what chance alone would"
+        f" make it) {', '.join(parts)}. Where the variance is large that says little; `tests/test_reinforce.py` shows"
+        " it exactly on a small task."
     )
 
 
@@ -543,21 +575,28 @@ def speed(folder: Path) -> str:
     results = speed_results(folder)
     most = max(int(seeds.split()[0]) for result in results for seeds in result["of_envpool"])
     lines = [
-        f"| | steps per second, 1 seed | {most} seeds | times a peer's rate, one seed each |",
+        f"| | steps per second, 1 seed | {most} seeds | times Stable-Baselines3's rate, one seed each |",
         "|---|---:|---:|---|",
     ]
+    others: dict[str, list[float]] = {}
     for result in results:
-        row, algo = [result["algo"]], result["algo"]
+        row, algo, same = [result["algo"]], result["algo"], []
         for seeds in ("1 seed", f"{most} seeds"):
             share, rate = result["of_envpool"].get(seeds), result["steps_per_second"].get(f"{algo}, {seeds}")
             row.append("" if rate is None else f"{rate['median']:,.0f} ({share:.0%})")
-        peers: dict[str, list[str]] = {}
         for peer, times in result["times_peer"].items():
             name, _, what = peer.partition(", ")
-            peers.setdefault(name, []).append(f"{times['1 seed']:.1f} ({what})")
-        row.append("; ".join(f"{name} {', '.join(own)}" for name, own in peers.items()))
-        lines.append(f"| {' | '.join(row)} |")
-    note = f"{places(results)} In brackets the share of EnvPool's own rate with random actions."
+            if name in ("Stable-Baselines3", "sb3-contrib"):  # TRPO's is in the latter
+                same.append(f"{times['1 seed']:.1f} ({what})")
+            else:
+                others.setdefault(name, []).append(times["1 seed"])
+        lines.append(f"| {' | '.join([*row, ', '.join(same)])} |")
+    note = f"{places(results)} In brackets the share of EnvPool's own rate with random actions. TRPO's peer"
+    note += " is in sb3-contrib."
+    if others:
+        ratios = [ratio for own in others.values() for ratio in own]
+        note += f" {listed(others)}, which step one environment and were not compiled: {min(ratios):.1f} to"
+        note += f" {max(ratios):.1f} times their rate."
     return "\n".join([*lines, "", note])
 
 
@@ -619,10 +658,6 @@ def elsewhere(result: dict) -> str:
     algo, rates, place = result["algo"], result["steps_per_second"], result["hardware"]
     seeds = [name.removesuffix(" seeds").removesuffix(" seed") for name in result["of_envpool"]]
 
-    def listed(values: Iterable[str]) -> str:
-        *first, last = values
-        return f"{', '.join(first)} and {last}" if first else last
-
     own = listed(f"{rates[f'{algo}, {name}']['median']:,.0f}" for name in result["of_envpool"])
     text = f"\nOn {place['cores']} cores of another processor ({place['processor']})"
     text += f" {algo} has {own} steps per second with {listed(seeds)} seeds"
@@ -643,22 +678,23 @@ def shown(rate: dict) -> str:
     return f"{rate['median']:,.0f}" + f" ({min(each):,.0f} to {max(each):,.0f})" * (len(each) > 1)
 
 
-def headline(results: dict[str, dict[str, dict]], folder: Path) -> str | None:
-    """PPO's speed and return on the task of speed.py, in a sentence."""
-    path = folder / "ppo_continuous.json"
-    measured = json.loads(path.read_text()) if path.exists() else {"env_id": None}
-    seeds, task = results.get("ppo_continuous", {}).get(measured["env_id"]), measured["env_id"]
-    if seeds is None:
-        return None
-    rate = measured["steps_per_second"]["ppo_continuous, 1 seed"]["median"]
-    text = f"On {measured['hardware']['cores']} CPU cores PPO trains {task} at {rate:,.0f} steps per second (one seed)"
+def headline(folder: Path) -> str | None:
+    """PPO's speed and a peer's, on each machine that speed.py was run on."""
+    paths = [folder / "ppo_continuous.json", *sorted(folder.glob("*/ppo_continuous.json"))]
+    measured = [json.loads(path.read_text()) for path in paths if path.exists()]
     peers = ("Stable-Baselines3, our minibatch size", "Stable-Baselines3, its defaults")
-    if all(peer in measured["times_peer"] for peer in peers):
-        times = [f"{measured['times_peer'][peer]['1 seed']:.1f} times" for peer in peers]
-        text += f", {times[0]} as fast as Stable-Baselines3 at the same minibatch size ({times[1]} at its defaults)"
+    measured = [own for own in measured if set(peers) <= own["times_peer"].keys()]
+    if not measured:
+        return None
+    rates = listed(
+        f"{own['steps_per_second']['ppo_continuous, 1 seed']['median']:,.0f} ({own['hardware']['processor']})"
+        for own in measured
+    )
+    same, default = (listed(f"{own['times_peer'][peer]['1 seed']:.1f}" for own in measured) for peer in peers)
     return (
-        f"{text}. It reaches a return of {with_spread(final_returns(seeds))} after {STEPS:,} steps (mean of"
-        f" {len(seeds)} seeds, 95 % interval)."
+        f"On {measured[0]['hardware']['cores']} CPU cores PPO makes {rates} steps of {measured[0]['env_id']} per second"
+        f" with one seed: {same} times as many as Stable-Baselines3 with minibatches of the same size, {default} times"
+        " as many as with its defaults."
     )
 
 
@@ -730,24 +766,26 @@ def contents(args: Args, results: dict[str, dict[str, dict]]) -> dict[Path, byte
         sections["aggregates"] = aggregate_text(scores, tasks)
     if results:
         sections["curves"] = "\n\n".join(f"![learning curves of {algo}](figures/{algo}.png)" for algo in results)
-    if sentence := headline(results, args.results / "speed"):
+    if sentence := headline(args.results / "speed"):
         sections["headline"] = sentence
     if shorter := shorter_results(args.results / "shorter", args.results / "few_seeds"):
         sections["shorter runs"] = shorter_runs(shorter)
         if picture := shorter_figure(shorter):
             files[args.figures / "shorter.png"] = picture
-            sections["shorter runs"] += "\n\n![curves beside published ones](benchmarks/figures/shorter.png)"
+            sections["shorter runs"] += "\n\n![curves beside published ones](figures/shorter.png)"
+            sections["off-policy"] = off_policy(shorter)
     if (folder := args.results / "behaviours").exists():
         sections["behaviours"] = behaviours(folder)
     if speed_results(folder := args.results / "speed"):
         sections |= {"speed": speed(folder), "speed in detail": speed_details(folder)}
         if picture := clock(results, folder):
             files[args.figures / "clock.png"] = picture
-            sections["speed"] += "\n\n![learning curves against the clock](benchmarks/figures/clock.png)"
+            sections["speed in detail"] += "\n\n![learning curves against the clock](figures/clock.png)"
     if (path := args.results / "variance.json").exists():
         variance = json.loads(path.read_text())
         files[args.figures / "variance.png"] = variance_figure(variance, args.results)
         sections["variance"] = variance_text(variance, args.results)
+        sections["variance in detail"] = variance_details(variance)
     pages = {page: page.read_text() for page in (args.readme, args.details)}
     if lost := [name for name in sections if not any(f"<!-- {name}: " in text for text in pages.values())]:
         raise ValueError(f"neither page has a section for {', '.join(lost)}")

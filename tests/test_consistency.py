@@ -78,8 +78,15 @@ def test_every_argument_is_read_and_explained(stem):
 
 
 def test_every_curve_is_explained(script):
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "algos" / "README.md").read_text()
     assert [name for name in script.LOSSES if f"`losses/{name}`" not in text] == []
+
+
+def test_the_equation_and_the_function_that_the_readme_shows():
+    code = (ROOT / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    lines = [line.removeprefix("#") for line in code.splitlines() if line]
+    assert len(lines) == 4
+    assert [line for line in lines if line not in SOURCES["ppo_continuous"].splitlines()] == []
 
 
 def test_common_arguments_are_the_same_everywhere():
