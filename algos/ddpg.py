@@ -15,7 +15,7 @@ from a slow copy of it, the target, for slow copies of both networks keep y from
     actor: max E_replay[ Q(s, pi(s)) ]                                       update
         grad J ~ E_replay[ grad_a Q(s, a) grad pi(s) ],  a = pi(s)           deterministic policy gradient (eq. 6)
     Q_target <- (1 - tau) * Q_target + tau * Q,  and pi_target likewise      Polyak averaging; equal at the start
-    a = clip(pi(s) + sigma * xi)                                             exploration
+    a = clip(pi(s) + sigma * xi),  xi ~ N(0, 1)                              exploration, sigma: exploration_noise
 
     python algos/ddpg.py --env-id HalfCheetah-v4
     python algos/ddpg.py --env-id Walker2d-v4 --num-seeds 3                                # three agents, one process
@@ -131,10 +131,11 @@ class Args:
         check_ranges(self)
         if self.num_envs > self.buffer_size:
             refuse(f"a replay of {self.buffer_size} transitions does not hold a step of {self.num_envs} environments")
-        # An iteration learns and then steps: the last one must come after learning_starts steps
-        learning = self.trained_timesteps - self.learning_starts
-        if learning < self.num_envs or self.utd_ratio * learning < 1:
-            refuse(f"nothing is learned: total_timesteps - learning_starts = {learning}, utd_ratio = {self.utd_ratio}")
+        # An iteration learns and then steps: the first one that learns begins at a multiple of num_envs
+        learning = self.trained_timesteps + -self.learning_starts // self.num_envs * self.num_envs
+        if self.utd_ratio * learning < 1 - 1e-6:
+            left = f"total_timesteps leaves {max(0, learning)} steps after learning_starts"
+            refuse(f"nothing is learned: {left}, utd_ratio = {self.utd_ratio}")
 
     @property
     def trained_timesteps(self) -> int:
@@ -168,8 +169,8 @@ def mlp(sizes: list[int], activation: Callable, last_gain: float, generators: li
 
 
 class Agent(nn.Module):
-    """Actors of S seeds. Every tensor starts with the seed axis, so `state_dict()[name][k:k+1]` is the agent of seed k
-    alone, and the initial weights of a seed do not depend on the other seeds."""
+    """Actors of S seeds. Every tensor of `state_dict()` starts with the seed axis, so `[k:k+1]` of each is the agent of
+    seed k alone, and the initial weights of a seed do not depend on the other seeds."""
 
     def __init__(self, obs_space: gymnasium.spaces.Box, action_space: gymnasium.spaces.Box, args: Args) -> None:
         super().__init__()
@@ -329,7 +330,7 @@ def train(args: Args) -> list[Path]:
     obs, rows = obs_in.numpy(), row_in.numpy()  # the same memory, as the simulator sees it
     losses = {name: torch.zeros(S, device=device) for name in LOSSES}  # sums since the last report
     gradient_step = torch.compile(update) if args.compile else update
-    per_step = args.utd_ratio * N
+    per_step = args.utd_ratio * N  # updates due in an iteration; `owed` are due and not made yet
     block = max((k for k in range(1, 65) if per_step % k == 0), default=1)  # updates per graph
 
     @torch.no_grad()
@@ -350,9 +351,9 @@ def train(args: Args) -> list[Path]:
     torch.manual_seed(spaced_seeds(args, 1, 2, step)[0])  # noise and samples of all seeds come from one stream
 
     next_obs, skip, owed, updates = envs.reset()[0].reshape(S, N, -1), np.zeros((S, N), bool), 0.0, 0
-    stop, saved_at = False, time.perf_counter()
+    saved_at = time.perf_counter()
     with catch_signals() as signals:
-        while step < last and len(failed) < S and not stop:
+        while step < last and len(failed) < S and not signals:
             # Act
             obs_in.copy_(torch.from_numpy(next_obs))
             if step < random_until:
@@ -392,10 +393,9 @@ def train(args: Args) -> list[Path]:
                 log.report(step, seconds, means, returns)
                 torch._foreach_zero_(list(losses.values()))
                 updates = 0
-            stop = bool(signals)  # looked at once: the loop never ends without a checkpoint
-            if stop or step == last or time.perf_counter() - saved_at > args.checkpoint_seconds:
-                failed = save_run(args, log, agent, state, step)
-                saved_at = time.perf_counter()
+            if time.perf_counter() - saved_at > args.checkpoint_seconds:
+                failed, saved_at = save_run(args, log, agent, state, step), time.perf_counter()
+        failed = save_run(args, log, agent, state, step)
     envs.close()
     log.close()
     if args.capture_video and step == last:
@@ -423,22 +423,19 @@ def refuse(message: str, error: BaseException | None = None) -> NoReturn:
 
 
 def check_ranges(args: Args) -> None:
-    """Refuse what no training can use: numbers out of range, NaN, names that no folder can have, and the like."""
-    ranges = {"gamma": (0, 1), "gae_lambda": (0, 1), "tau": (0, 1), "line_search_decay": (0, 1)}
-    ranges |= {"log_std_init": (-99, 2**53), "log_std_min": (-99, 2**53)}
-    ranges |= {"seed": (0, 2**32 - 1)}  # of a larger one torch's CPU generator takes 32 bits
-    ranges |= {"total_timesteps": (1, 2**53), "learning_starts": (1, 2**53)}
-    ranges |= {"env_threads": (0, 2**10), "torch_threads": (0, 2**10), "utd_ratio": (0, 2**10)}
-    ranges |= {"num_evaluations": (0, 2**20), "line_search_steps": (0, 2**20), "hidden_size": (0, 2**20)}
+    """Refuse what no training can use: numbers out of range, NaN, and the like."""
+    zero_too = ("env_threads", "torch_threads", "num_evaluations", "line_search_steps", "hidden_size")
+    ranges = dict.fromkeys(zero_too, (0, 2**20)) | dict.fromkeys(("log_std_init", "log_std_min"), (-99, 2**53))
+    ranges |= dict.fromkeys(("gamma", "gae_lambda", "tau", "line_search_decay"), (0, 1))
+    ranges |= {"total_timesteps": (1, 2**53), "learning_starts": (1, 2**53), "utd_ratio": (0, 2**10)}
+    ranges |= {"seed": (0, 2**32 - args.num_seeds)}  # of a larger one torch's CPU generator takes 32 bits
     ranges |= {"buffer_size": (1, 2**24)}  # rows are drawn by a float32, which has 24 bits
     for name, value in vars(args).items():
         lowest, highest = ranges.get(name, (1, 2**20) if Args.__annotations__.get(name) is int else (0, 2**53))
         if type(value) in (int, float) and not lowest <= value <= highest:
             refuse(f"{name} = {value} is out of range")
-        if name in ("exp_name", "run_dir") and not (value.isprintable() and (name == "run_dir" or "/" not in value)):
-            refuse(f"{name} = {value!r} is not a folder name")
         if name in ("num_envs", "eval_episodes", "final_eval_episodes") and args.num_seeds * value > 2**16:
-            refuse(f"{name} = {value} for each of {args.num_seeds} seeds: a pool takes 65536 environments")
+            refuse(f"{name} = {value} for each of {args.num_seeds} seeds is out of range")
     if args.capture_video and not HAS_EGL:
         refuse("capture_video needs the library libEGL.so.1 (Debian, Ubuntu: apt install libegl1)")
     if getattr(args, "log_std_init", 0) < getattr(args, "log_std_min", -99):
@@ -514,8 +511,7 @@ def spaced_seeds(args: Args, num_envs: int, *stream: int) -> list[int]:
 
 
 def as_actions(actions: np.ndarray, space: gymnasium.Space) -> np.ndarray:
-    """Actions, a row for each environment, in the shape and type of the task's own, clipped to its bounds, which
-    float32 rounding may have overstepped."""
+    """Actions, a row per environment, in the task's shape and type, clipped to bounds that rounding may overstep."""
     actions = actions.reshape(-1, *space.shape).astype(space.dtype)
     return actions.clip(space.low, space.high) if isinstance(space, gymnasium.spaces.Box) else actions
 
@@ -533,10 +529,7 @@ def check_task(envs: Any, args: Args, *action_types: type) -> None:
         refuse(f"{args.env_id} has {players} players; this script takes one")
     if args.capture_video:  # some tasks have no picture: better known now than after training
         try:
-            film = make_envs(args, [0], "rgb_array")
-            film.reset()
-            film.render(env_ids=[0])
-            film.close()
+            make_envs(args, [0], "rgb_array").render(env_ids=[0])
         except Exception as error:
             refuse(f"{args.env_id} cannot be filmed", error)
 
@@ -552,12 +545,9 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield beside
         beside.replace(path)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:  # torch raises one of its own while it handles a full disk's
         beside.unlink(missing_ok=True)
-        full = (
-            error if isinstance(error, OSError) else error.__context__
-        )  # torch's own, raised while handling a full disk
-        refuse(f"{path} cannot be written", full or error)
+        refuse(f"{path} cannot be written", error if isinstance(error, OSError) else error.__context__ or error)
 
 
 def due(step: int, stride: int, times: int, total: int) -> bool:
@@ -632,6 +622,7 @@ class RunLog:
             for tag, value in scalars.items():
                 if not np.isnan(value):
                     writer.add_scalar(tag, value, step)
+            writer.flush()
             numbers = [f"{x:.8g}" if np.isfinite(x) else "" for x in (self.seconds, recent[k, 0], evaluated, speed)]
             self.rows[k].append(",".join([str(step), *numbers]))
             with replacing(folder / "metrics.csv") as path:
@@ -659,9 +650,8 @@ def save(path: Path, kind: str, **content: Any) -> None:
         torch.save({"kind": f"{Path(__file__).stem} {kind}", **content}, file)
 
 
-def load(path: Path, kind: str, optional: bool = False) -> dict[str, Any]:
-    """Read what `save` wrote; what another script wrote is refused or, if `optional`, empty. Only tensors and plain
-    values are let in: a hostile file cannot run code."""
+def load(path: Path, kind: str) -> dict[str, Any]:
+    """Read what `save` wrote. Only tensors and plain values are let in: a hostile file cannot run code."""
     path = path / f"{kind}.pt" if path.is_dir() else path
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -669,8 +659,6 @@ def load(path: Path, kind: str, optional: bool = False) -> dict[str, Any]:
     except Exception as error:  # missing, truncated, corrupt and foreign files fail in many ways
         refuse(f"{path} cannot be read as {kind}", error)
     if found != f"{Path(__file__).stem} {kind}":
-        if optional:
-            return {}
         refuse(f"{path} is a {found}, not a {Path(__file__).stem} {kind}")
     return content
 
@@ -681,8 +669,7 @@ def restore(state: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
         expected, found = (tuple(side[name].shape) if name in side else None for side in (state, saved))
         if found != expected:
             refuse(f"the saved state does not fit: {name} is {found}, not {expected}")
-    for name, tensor in state.items():
-        tensor.copy_(saved[name])
+        state[name].copy_(saved[name])
 
 
 def diverged(agent: nn.Module) -> list[int]:
@@ -695,8 +682,6 @@ def save_run(args: Args, log: RunLog, agent: nn.Module, state: dict[str, Tensor]
     """checkpoint.pt in the first seed's folder: all that training needs again, for all seeds. agent.pt in each folder:
     all that acting needs. Nothing overwrites the last good agent of a seed that has diverged; returns those seeds."""
     failed = diverged(agent)
-    for writer in log.writers:
-        writer.flush()
     for k, folder in enumerate(log.folders):
         if k not in failed:
             own = {name: tensor[k : k + 1].clone() for name, tensor in agent.state_dict().items()}
@@ -717,17 +702,14 @@ def find_checkpoint(args: Args) -> tuple[list[Path], dict[str, Any] | None]:
         found = {path.parent.name.removeprefix(name): path for path in Path(args.run_dir).glob("*/checkpoint.pt")}
         candidates = [found[stamp] for stamp in sorted(filter(str.isdecimal, found), key=int, reverse=True)]
     for path in candidates:
-        saved = load(path, "checkpoint", optional=args.resume == "auto")
-        now, then = asdict(args), saved.get("args", {})  # empty for what another script has written
+        saved = load(path, "checkpoint")
+        now, then = asdict(args), saved["args"]
         names = [name for name in now if now[name] != then.get(name) and name not in ("resume", "run_dir")]
-        if now["total_timesteps"] > then.get("total_timesteps", 0):  # a run may be made longer
+        if now["total_timesteps"] > then["total_timesteps"]:  # a run may be made longer
             names.remove("total_timesteps")
         if not names:
             first = path if path.is_dir() else path.parent
-            folders = [first, *(first.parent / name for name in saved["folders"][1:])]
-            if missing := [str(folder) for folder in folders if not folder.is_dir()]:
-                refuse(f"the folders of its other seeds are missing: {', '.join(missing)}")
-            return folders, saved
+            return [first, *(first.parent / name for name in saved["folders"][1:])], saved
         if args.resume != "auto":
             refuse(f"{path} was made with another {', '.join(names)}")
     return [], None
@@ -735,16 +717,14 @@ def find_checkpoint(args: Args) -> tuple[list[Path], dict[str, Any] | None]:
 
 def claim_folders(args: Args) -> list[Path]:
     """A new folder per seed. The timestamp in their names moves on while another run has it."""
-    stem, stamp = f"{args.env_id.replace('/', '_')}__{args.exp_name}", int(time.time())
+    stem = f"{args.env_id.replace('/', '_')}__{args.exp_name}"
     Path(args.run_dir).mkdir(parents=True, exist_ok=True)
-    while True:
+    for stamp in itertools.count(int(time.time())):
         folders = [Path(args.run_dir, f"{stem}__{args.seed + k}__{stamp}") for k in range(args.num_seeds)]
-        if not any(folder.exists() for folder in folders):
-            with contextlib.suppress(FileExistsError):
-                for folder in folders:
-                    folder.mkdir()
-                return folders
-        stamp += 1
+        with contextlib.suppress(FileExistsError):
+            for folder in folders:
+                folder.mkdir()
+            return folders
 
 
 @contextlib.contextmanager

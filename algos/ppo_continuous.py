@@ -10,7 +10,7 @@ ratio takes away what there is to gain from leaving the policy that acted; a KL 
     J = E[ sum_t gamma^t r_t ]                                               objective
     E_{a~pi}[ A ] = E_old[ ratio * A ],  ratio = pi(a|s) / pi_old(a|s)       importance sampling, s from pi_old
     grad E_old[ ratio * A ] = E_old[ grad log pi A ] at pi = pi_old          the policy gradient
-    L_clip = E[ min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A) ]          eq. 7, policy_loss_clip
+    L_clip = E[ min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A) ]          eq. 7 (eps: clip_coef), policy_loss_clip
     L_kl = E[ ratio * A ] - kl_coef * E[ KL(pi_old, pi) ]                    eq. 8, policy_loss_kl (--kl-coef)
     kl_coef doubles where KL > 1.5 * target_kl, halves where KL < target_kl / 1.5      section 4, adapt_kl_coef
     A_t ~ sum_l (gamma * lambda)^l delta_{t+l}                               eq. 11, compute_gae; normalised for L only
@@ -205,8 +205,8 @@ def mlp(sizes: list[int], activation: Callable, last_gain: float, generators: li
 
 
 class Agent(nn.Module):
-    """Actor, critic and statistics of S seeds. Every tensor starts with the seed axis, so `state_dict()[name][k:k+1]`
-    is the agent of seed k alone, and the initial weights of a seed do not depend on the other seeds."""
+    """Actor, critic and statistics of S seeds. Every tensor of `state_dict()` starts with the seed axis, so `[k:k+1]`
+    of each is the agent of seed k alone, and the initial weights of a seed do not depend on the other seeds."""
 
     def __init__(self, obs_space: gymnasium.spaces.Box, action_space: gymnasium.spaces.Box, args: Args) -> None:
         super().__init__()
@@ -219,7 +219,7 @@ class Agent(nn.Module):
         self.obs_stats = RunningMeanStd(S, self.obs_dim)
         self.return_stats = RunningMeanStd(S, 1)
         low, high = torch.tensor(action_space.low).float().ravel(), torch.tensor(action_space.high).float().ravel()
-        bounded = low.isfinite() & high.isfinite() & (low < high)  # else the policy's unit is the task's own
+        bounded = (low < high) & (high - low).isfinite()  # else the policy's unit is the task's own
         self.action_low, self.action_high = nn.Buffer(low, persistent=False), nn.Buffer(high, persistent=False)
         self.action_scale = nn.Buffer(torch.where(bounded, (high - low) / 2, 1.0), persistent=False)
         self.action_bias = nn.Buffer(torch.where(bounded, (high + low) / 2, 0.0), persistent=False)
@@ -252,6 +252,7 @@ class RunningMeanStd(nn.Module):
         count = sum_rows(valid).unsqueeze(1)
         mean = masked_mean(x, valid).unsqueeze(1)
         var = masked_mean((x - mean).square(), valid).unsqueeze(1)
+        # The variance of two groups together is the mean of their variances plus the variance of their means
         weight = count / (self.count + count).clamp(min=1)
         delta = mean - self.mean
         self.var.copy_(self.var * (1 - weight) + var * weight + delta.square() * weight * (1 - weight))
@@ -370,18 +371,20 @@ def clip_grad_norm(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
 
 
 def seeds_first(x: Tensor) -> Tensor:
-    """[T, S, N, ...] to [S, T * N, ...]: the rows of each seed's batch."""
+    """[T, S, N, ...] to [S, T * N, ...]: row t * N + n is step t of environment n."""
     return x.transpose(0, 1).flatten(1, 2)
 
 
 @torch.no_grad()
 def compute_targets(agent: Agent, rollout: dict[str, Tensor], carry: Tensor, args: Args) -> dict[str, Tensor]:
     """What the update needs of a rollout, each [S, T * N, ...]: values, advantages, and the policy that acted. Moves
-    return_stats and carry on by this rollout."""
+    return_stats and carry on by this rollout, whose obs are [T + 1, S, N, D], actions [T, S, N, A], all else [T, S, N];
+    carry is [S, N]."""
     obs = agent.normalize(seeds_first(rollout["obs"]))  # [S, (T + 1) * N, D]
     values = agent.critic(obs).squeeze(-1).unflatten(1, (-1, args.num_envs)).transpose(0, 1)  # [T + 1, S, N]
     done, valid = rollout["done"], seeds_first(rollout["valid"])
     rewards = torch.where(rollout["valid"], rollout["rewards"], 0.0)
+    # Returns lie in the future; the discounted sum of past rewards has about their scale, and is known now
     sums = discounted_sums(rewards, done, carry, args.gamma)
     agent.return_stats.update(seeds_first(sums).unsqueeze(-1), valid)
     rewards = (rewards * (agent.return_stats.var + 1e-8).rsqrt().squeeze(-1)).clamp(-10, 10)
@@ -482,7 +485,7 @@ def train(args: Args) -> list[Path]:
     folders, saved = found[0]
     step = saved["global_step"] if saved else 0
     # A simulator cannot be saved: resuming starts new episodes. Rank 0 plays those of a run without torchrun, because a
-    # trailing 0 leaves a SeedSequence (of seeds below 2**32) as it is.
+    # trailing 0 leaves a SeedSequence (of a seed and a step below 2**32) as it is.
     envs = make_envs(args, spaced_seeds(args, N, 0, step, rank))
     check_task(envs, args, gymnasium.spaces.Box)
     action_space = envs.single_action_space
@@ -624,22 +627,19 @@ def refuse(message: str, error: BaseException | None = None) -> NoReturn:
 
 
 def check_ranges(args: Args) -> None:
-    """Refuse what no training can use: numbers out of range, NaN, names that no folder can have, and the like."""
-    ranges = {"gamma": (0, 1), "gae_lambda": (0, 1), "tau": (0, 1), "line_search_decay": (0, 1)}
-    ranges |= {"log_std_init": (-99, 2**53), "log_std_min": (-99, 2**53)}
-    ranges |= {"seed": (0, 2**32 - 1)}  # of a larger one torch's CPU generator takes 32 bits
-    ranges |= {"total_timesteps": (1, 2**53), "learning_starts": (1, 2**53)}
-    ranges |= {"env_threads": (0, 2**10), "torch_threads": (0, 2**10), "utd_ratio": (0, 2**10)}
-    ranges |= {"num_evaluations": (0, 2**20), "line_search_steps": (0, 2**20), "hidden_size": (0, 2**20)}
+    """Refuse what no training can use: numbers out of range, NaN, and the like."""
+    zero_too = ("env_threads", "torch_threads", "num_evaluations", "line_search_steps", "hidden_size")
+    ranges = dict.fromkeys(zero_too, (0, 2**20)) | dict.fromkeys(("log_std_init", "log_std_min"), (-99, 2**53))
+    ranges |= dict.fromkeys(("gamma", "gae_lambda", "tau", "line_search_decay"), (0, 1))
+    ranges |= {"total_timesteps": (1, 2**53), "learning_starts": (1, 2**53), "utd_ratio": (0, 2**10)}
+    ranges |= {"seed": (0, 2**32 - args.num_seeds)}  # of a larger one torch's CPU generator takes 32 bits
     ranges |= {"buffer_size": (1, 2**24)}  # rows are drawn by a float32, which has 24 bits
     for name, value in vars(args).items():
         lowest, highest = ranges.get(name, (1, 2**20) if Args.__annotations__.get(name) is int else (0, 2**53))
         if type(value) in (int, float) and not lowest <= value <= highest:
             refuse(f"{name} = {value} is out of range")
-        if name in ("exp_name", "run_dir") and not (value.isprintable() and (name == "run_dir" or "/" not in value)):
-            refuse(f"{name} = {value!r} is not a folder name")
         if name in ("num_envs", "eval_episodes", "final_eval_episodes") and args.num_seeds * value > 2**16:
-            refuse(f"{name} = {value} for each of {args.num_seeds} seeds: a pool takes 65536 environments")
+            refuse(f"{name} = {value} for each of {args.num_seeds} seeds is out of range")
     if args.capture_video and not HAS_EGL:
         refuse("capture_video needs the library libEGL.so.1 (Debian, Ubuntu: apt install libegl1)")
     if getattr(args, "log_std_init", 0) < getattr(args, "log_std_min", -99):
@@ -715,8 +715,7 @@ def spaced_seeds(args: Args, num_envs: int, *stream: int) -> list[int]:
 
 
 def as_actions(actions: np.ndarray, space: gymnasium.Space) -> np.ndarray:
-    """Actions, a row for each environment, in the shape and type of the task's own, clipped to its bounds, which
-    float32 rounding may have overstepped."""
+    """Actions, a row per environment, in the task's shape and type, clipped to bounds that rounding may overstep."""
     actions = actions.reshape(-1, *space.shape).astype(space.dtype)
     return actions.clip(space.low, space.high) if isinstance(space, gymnasium.spaces.Box) else actions
 
@@ -734,10 +733,7 @@ def check_task(envs: Any, args: Args, *action_types: type) -> None:
         refuse(f"{args.env_id} has {players} players; this script takes one")
     if args.capture_video:  # some tasks have no picture: better known now than after training
         try:
-            film = make_envs(args, [0], "rgb_array")
-            film.reset()
-            film.render(env_ids=[0])
-            film.close()
+            make_envs(args, [0], "rgb_array").render(env_ids=[0])
         except Exception as error:
             refuse(f"{args.env_id} cannot be filmed", error)
 
@@ -753,12 +749,9 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield beside
         beside.replace(path)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:  # torch raises one of its own while it handles a full disk's
         beside.unlink(missing_ok=True)
-        full = (
-            error if isinstance(error, OSError) else error.__context__
-        )  # torch's own, raised while handling a full disk
-        refuse(f"{path} cannot be written", full or error)
+        refuse(f"{path} cannot be written", error if isinstance(error, OSError) else error.__context__ or error)
 
 
 def due(step: int, stride: int, times: int, total: int) -> bool:
@@ -833,6 +826,7 @@ class RunLog:
             for tag, value in scalars.items():
                 if not np.isnan(value):
                     writer.add_scalar(tag, value, step)
+            writer.flush()
             numbers = [f"{x:.8g}" if np.isfinite(x) else "" for x in (self.seconds, recent[k, 0], evaluated, speed)]
             self.rows[k].append(",".join([str(step), *numbers]))
             with replacing(folder / "metrics.csv") as path:
@@ -860,9 +854,8 @@ def save(path: Path, kind: str, **content: Any) -> None:
         torch.save({"kind": f"{Path(__file__).stem} {kind}", **content}, file)
 
 
-def load(path: Path, kind: str, optional: bool = False) -> dict[str, Any]:
-    """Read what `save` wrote; what another script wrote is refused or, if `optional`, empty. Only tensors and plain
-    values are let in: a hostile file cannot run code."""
+def load(path: Path, kind: str) -> dict[str, Any]:
+    """Read what `save` wrote. Only tensors and plain values are let in: a hostile file cannot run code."""
     path = path / f"{kind}.pt" if path.is_dir() else path
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -870,8 +863,6 @@ def load(path: Path, kind: str, optional: bool = False) -> dict[str, Any]:
     except Exception as error:  # missing, truncated, corrupt and foreign files fail in many ways
         refuse(f"{path} cannot be read as {kind}", error)
     if found != f"{Path(__file__).stem} {kind}":
-        if optional:
-            return {}
         refuse(f"{path} is a {found}, not a {Path(__file__).stem} {kind}")
     return content
 
@@ -882,8 +873,7 @@ def restore(state: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
         expected, found = (tuple(side[name].shape) if name in side else None for side in (state, saved))
         if found != expected:
             refuse(f"the saved state does not fit: {name} is {found}, not {expected}")
-    for name, tensor in state.items():
-        tensor.copy_(saved[name])
+        state[name].copy_(saved[name])
 
 
 def diverged(agent: nn.Module) -> list[int]:
@@ -896,8 +886,6 @@ def save_run(args: Args, log: RunLog, agent: nn.Module, state: dict[str, Tensor]
     """checkpoint.pt in the first seed's folder: all that training needs again, for all seeds. agent.pt in each folder:
     all that acting needs. Nothing overwrites the last good agent of a seed that has diverged; returns those seeds."""
     failed = diverged(agent)
-    for writer in log.writers:
-        writer.flush()
     for k, folder in enumerate(log.folders):
         if k not in failed:
             own = {name: tensor[k : k + 1].clone() for name, tensor in agent.state_dict().items()}
@@ -918,17 +906,14 @@ def find_checkpoint(args: Args) -> tuple[list[Path], dict[str, Any] | None]:
         found = {path.parent.name.removeprefix(name): path for path in Path(args.run_dir).glob("*/checkpoint.pt")}
         candidates = [found[stamp] for stamp in sorted(filter(str.isdecimal, found), key=int, reverse=True)]
     for path in candidates:
-        saved = load(path, "checkpoint", optional=args.resume == "auto")
-        now, then = asdict(args), saved.get("args", {})  # empty for what another script has written
+        saved = load(path, "checkpoint")
+        now, then = asdict(args), saved["args"]
         names = [name for name in now if now[name] != then.get(name) and name not in ("resume", "run_dir")]
-        if now["total_timesteps"] > then.get("total_timesteps", 0):  # a run may be made longer
+        if now["total_timesteps"] > then["total_timesteps"]:  # a run may be made longer
             names.remove("total_timesteps")
         if not names:
             first = path if path.is_dir() else path.parent
-            folders = [first, *(first.parent / name for name in saved["folders"][1:])]
-            if missing := [str(folder) for folder in folders if not folder.is_dir()]:
-                refuse(f"the folders of its other seeds are missing: {', '.join(missing)}")
-            return folders, saved
+            return [first, *(first.parent / name for name in saved["folders"][1:])], saved
         if args.resume != "auto":
             refuse(f"{path} was made with another {', '.join(names)}")
     return [], None
@@ -936,16 +921,14 @@ def find_checkpoint(args: Args) -> tuple[list[Path], dict[str, Any] | None]:
 
 def claim_folders(args: Args) -> list[Path]:
     """A new folder per seed. The timestamp in their names moves on while another run has it."""
-    stem, stamp = f"{args.env_id.replace('/', '_')}__{args.exp_name}", int(time.time())
+    stem = f"{args.env_id.replace('/', '_')}__{args.exp_name}"
     Path(args.run_dir).mkdir(parents=True, exist_ok=True)
-    while True:
+    for stamp in itertools.count(int(time.time())):
         folders = [Path(args.run_dir, f"{stem}__{args.seed + k}__{stamp}") for k in range(args.num_seeds)]
-        if not any(folder.exists() for folder in folders):
-            with contextlib.suppress(FileExistsError):
-                for folder in folders:
-                    folder.mkdir()
-                return folders
-        stamp += 1
+        with contextlib.suppress(FileExistsError):
+            for folder in folders:
+                folder.mkdir()
+            return folders
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ sum_t log pi(a_t|s_t) depends on the parameters.
     J = E[ R(tau) ],  R(tau) = sum_t gamma^t r_t                             objective
     grad J = E[ sum_t grad log pi(a_t|s_t) R(tau) ]                          log-derivative trick, --no-reward-to-go
            = E[ sum_t gamma^t grad log pi(a_t|s_t) (G_t - b(s_t)) ]          an action cannot change the past
-           = E_{s, a ~ d}[ grad log pi(a|s) (Q(s, a) - b(s)) ] / (1 - gamma)  d: discounted state visitation
+           = E_{s, a ~ d}[ grad log pi(a|s) (Q(s, a) - b(s)) ] / (1 - gamma)  d(s) ~ sum_t gamma^t P(s_t = s)
     G_t = r_t + gamma * G_{t+1}                                              reward_to_go, in linear time, backwards
     E[ grad log pi(a|s) b(s) ] = b(s) grad sum_a pi(a|s) = b(s) grad 1 = 0   so a baseline b moves the variance only
     b = sum_{i>0} 0.9^i m_i / sum_{i>0} 0.9^i                                --baseline mean, m_i: mean G i batches ago
@@ -196,8 +196,8 @@ def mlp(sizes: list[int], activation: Callable, last_gain: float, generators: li
 
 
 class Agent(nn.Module):
-    """Actor, critic and statistics of S seeds. Every tensor starts with the seed axis, so `state_dict()[name][k:k+1]`
-    is the agent of seed k alone, and the initial weights of a seed do not depend on the other seeds."""
+    """Actor, critic and statistics of S seeds. Every tensor of `state_dict()` starts with the seed axis, so `[k:k+1]`
+    of each is the agent of seed k alone, and the initial weights of a seed do not depend on the other seeds."""
 
     def __init__(self, obs_space: gymnasium.spaces.Box, action_space: gymnasium.Space, args: Args) -> None:
         super().__init__()
@@ -215,7 +215,7 @@ class Agent(nn.Module):
             return
         self.log_std = nn.Parameter(torch.full((S, 1, self.action_dim), args.log_std_init))
         low, high = torch.tensor(action_space.low).float().ravel(), torch.tensor(action_space.high).float().ravel()
-        bounded = low.isfinite() & high.isfinite() & (low < high)  # else the policy's unit is the task's own
+        bounded = (low < high) & (high - low).isfinite()  # else the policy's unit is the task's own
         self.action_low, self.action_high = nn.Buffer(low, persistent=False), nn.Buffer(high, persistent=False)
         self.action_scale = nn.Buffer(torch.where(bounded, (high - low) / 2, 1.0), persistent=False)
         self.action_bias = nn.Buffer(torch.where(bounded, (high + low) / 2, 0.0), persistent=False)
@@ -256,6 +256,7 @@ class RunningMeanStd(nn.Module):
         count = sum_rows(valid).unsqueeze(1)
         mean = masked_mean(x, valid).unsqueeze(1)
         var = masked_mean((x - mean).square(), valid).unsqueeze(1)
+        # The variance of two groups together is the mean of their variances plus the variance of their means
         weight = count / (self.count + count).clamp(min=1)
         delta = mean - self.mean
         self.var.copy_(self.var * (1 - weight) + var * weight + delta.square() * weight * (1 - weight))
@@ -336,7 +337,7 @@ def clip_grad_norm(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
 
 
 def seeds_first(x: Tensor) -> Tensor:
-    """[T, S, N, ...] to [S, T * N, ...]: the rows of each seed's batch."""
+    """[T, S, N, ...] to [S, T * N, ...]: row t * N + n is step t of environment n."""
     return x.transpose(0, 1).flatten(1, 2)
 
 
@@ -345,11 +346,13 @@ def compute_targets(
     agent: Agent, rollout: dict[str, Tensor], carry: Tensor, average: Tensor, args: Args
 ) -> dict[str, Tensor]:
     """What the update needs of a rollout, each [S, T * N, ...]: observations, actions, their weights, returns. Moves
-    return_stats, carry and average on by this rollout."""
+    return_stats, carry and average on by this rollout, whose obs are [T + 1, S, N, D], actions [T, S, N, A], all else
+    [T, S, N]; carry is [S, N], average [S, 2]: moving averages of G and of 1, whose quotient is b."""
     obs = agent.normalize(seeds_first(rollout["obs"]))  # [S, (T + 1) * N, D]
     values = agent.critic(obs).squeeze(-1).unflatten(1, (-1, args.num_envs)).transpose(0, 1)  # [T + 1, S, N]
     done, valid = rollout["done"], seeds_first(rollout["valid"])
     rewards = torch.where(rollout["valid"], rollout["rewards"], 0.0)
+    # Returns lie in the future; the discounted sum of past rewards has about their scale, and is known now
     sums = discounted_sums(rewards, done, carry, args.gamma)
     agent.return_stats.update(seeds_first(sums).unsqueeze(-1), valid)
     rewards = (rewards * (agent.return_stats.var + 1e-8).rsqrt().squeeze(-1)).clamp(-10, 10)
@@ -459,10 +462,10 @@ def train(args: Args) -> list[Path]:
     act, learn = (capture(f, state | losses | {"carry": carry}, args, device) for f in (act, learn))  # on CUDA: graphs
     torch.manual_seed(spaced_seeds(args, 1, 2, step)[0])  # the noise of all seeds comes from one stream
 
-    next_obs, iterations, stop, saved_at = envs.reset()[0], 0, False, time.perf_counter()
+    next_obs, iterations, saved_at = envs.reset()[0], 0, time.perf_counter()
     skip, age = np.zeros((S, N), bool), np.zeros((S, N))  # skip: the next step of this environment is no transition
     with catch_signals() as signals:
-        while step <= room and len(failed) < S and not stop:
+        while step <= room and len(failed) < S and not signals:
             if args.whole_episodes and step:  # start anew
                 if on_cuda:
                     torch.cuda.current_stream(device).synchronize()  # the last batch has left the pinned memory
@@ -509,10 +512,9 @@ def train(args: Args) -> list[Path]:
                 log.report(step, seconds, means, returns)
                 torch._foreach_zero_(list(losses.values()))
                 iterations = 0
-            stop = bool(signals)  # looked at once: the loop never ends without a checkpoint
-            if stop or complete or time.perf_counter() - saved_at > args.checkpoint_seconds:
-                failed = save_run(args, log, agent, state, step)
-                saved_at = time.perf_counter()
+            if time.perf_counter() - saved_at > args.checkpoint_seconds:
+                failed, saved_at = save_run(args, log, agent, state, step), time.perf_counter()
+        failed = save_run(args, log, agent, state, step)
     envs.close()
     log.close()
     if args.capture_video and step > room:
@@ -540,22 +542,19 @@ def refuse(message: str, error: BaseException | None = None) -> NoReturn:
 
 
 def check_ranges(args: Args) -> None:
-    """Refuse what no training can use: numbers out of range, NaN, names that no folder can have, and the like."""
-    ranges = {"gamma": (0, 1), "gae_lambda": (0, 1), "tau": (0, 1), "line_search_decay": (0, 1)}
-    ranges |= {"log_std_init": (-99, 2**53), "log_std_min": (-99, 2**53)}
-    ranges |= {"seed": (0, 2**32 - 1)}  # of a larger one torch's CPU generator takes 32 bits
-    ranges |= {"total_timesteps": (1, 2**53), "learning_starts": (1, 2**53)}
-    ranges |= {"env_threads": (0, 2**10), "torch_threads": (0, 2**10), "utd_ratio": (0, 2**10)}
-    ranges |= {"num_evaluations": (0, 2**20), "line_search_steps": (0, 2**20), "hidden_size": (0, 2**20)}
+    """Refuse what no training can use: numbers out of range, NaN, and the like."""
+    zero_too = ("env_threads", "torch_threads", "num_evaluations", "line_search_steps", "hidden_size")
+    ranges = dict.fromkeys(zero_too, (0, 2**20)) | dict.fromkeys(("log_std_init", "log_std_min"), (-99, 2**53))
+    ranges |= dict.fromkeys(("gamma", "gae_lambda", "tau", "line_search_decay"), (0, 1))
+    ranges |= {"total_timesteps": (1, 2**53), "learning_starts": (1, 2**53), "utd_ratio": (0, 2**10)}
+    ranges |= {"seed": (0, 2**32 - args.num_seeds)}  # of a larger one torch's CPU generator takes 32 bits
     ranges |= {"buffer_size": (1, 2**24)}  # rows are drawn by a float32, which has 24 bits
     for name, value in vars(args).items():
         lowest, highest = ranges.get(name, (1, 2**20) if Args.__annotations__.get(name) is int else (0, 2**53))
         if type(value) in (int, float) and not lowest <= value <= highest:
             refuse(f"{name} = {value} is out of range")
-        if name in ("exp_name", "run_dir") and not (value.isprintable() and (name == "run_dir" or "/" not in value)):
-            refuse(f"{name} = {value!r} is not a folder name")
         if name in ("num_envs", "eval_episodes", "final_eval_episodes") and args.num_seeds * value > 2**16:
-            refuse(f"{name} = {value} for each of {args.num_seeds} seeds: a pool takes 65536 environments")
+            refuse(f"{name} = {value} for each of {args.num_seeds} seeds is out of range")
     if args.capture_video and not HAS_EGL:
         refuse("capture_video needs the library libEGL.so.1 (Debian, Ubuntu: apt install libegl1)")
     if getattr(args, "log_std_init", 0) < getattr(args, "log_std_min", -99):
@@ -631,8 +630,7 @@ def spaced_seeds(args: Args, num_envs: int, *stream: int) -> list[int]:
 
 
 def as_actions(actions: np.ndarray, space: gymnasium.Space) -> np.ndarray:
-    """Actions, a row for each environment, in the shape and type of the task's own, clipped to its bounds, which
-    float32 rounding may have overstepped."""
+    """Actions, a row per environment, in the task's shape and type, clipped to bounds that rounding may overstep."""
     actions = actions.reshape(-1, *space.shape).astype(space.dtype)
     return actions.clip(space.low, space.high) if isinstance(space, gymnasium.spaces.Box) else actions
 
@@ -650,10 +648,7 @@ def check_task(envs: Any, args: Args, *action_types: type) -> None:
         refuse(f"{args.env_id} has {players} players; this script takes one")
     if args.capture_video:  # some tasks have no picture: better known now than after training
         try:
-            film = make_envs(args, [0], "rgb_array")
-            film.reset()
-            film.render(env_ids=[0])
-            film.close()
+            make_envs(args, [0], "rgb_array").render(env_ids=[0])
         except Exception as error:
             refuse(f"{args.env_id} cannot be filmed", error)
 
@@ -669,12 +664,9 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield beside
         beside.replace(path)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:  # torch raises one of its own while it handles a full disk's
         beside.unlink(missing_ok=True)
-        full = (
-            error if isinstance(error, OSError) else error.__context__
-        )  # torch's own, raised while handling a full disk
-        refuse(f"{path} cannot be written", full or error)
+        refuse(f"{path} cannot be written", error if isinstance(error, OSError) else error.__context__ or error)
 
 
 def due(step: int, stride: int, times: int, total: int) -> bool:
@@ -749,6 +741,7 @@ class RunLog:
             for tag, value in scalars.items():
                 if not np.isnan(value):
                     writer.add_scalar(tag, value, step)
+            writer.flush()
             numbers = [f"{x:.8g}" if np.isfinite(x) else "" for x in (self.seconds, recent[k, 0], evaluated, speed)]
             self.rows[k].append(",".join([str(step), *numbers]))
             with replacing(folder / "metrics.csv") as path:
@@ -776,9 +769,8 @@ def save(path: Path, kind: str, **content: Any) -> None:
         torch.save({"kind": f"{Path(__file__).stem} {kind}", **content}, file)
 
 
-def load(path: Path, kind: str, optional: bool = False) -> dict[str, Any]:
-    """Read what `save` wrote; what another script wrote is refused or, if `optional`, empty. Only tensors and plain
-    values are let in: a hostile file cannot run code."""
+def load(path: Path, kind: str) -> dict[str, Any]:
+    """Read what `save` wrote. Only tensors and plain values are let in: a hostile file cannot run code."""
     path = path / f"{kind}.pt" if path.is_dir() else path
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -786,8 +778,6 @@ def load(path: Path, kind: str, optional: bool = False) -> dict[str, Any]:
     except Exception as error:  # missing, truncated, corrupt and foreign files fail in many ways
         refuse(f"{path} cannot be read as {kind}", error)
     if found != f"{Path(__file__).stem} {kind}":
-        if optional:
-            return {}
         refuse(f"{path} is a {found}, not a {Path(__file__).stem} {kind}")
     return content
 
@@ -798,8 +788,7 @@ def restore(state: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
         expected, found = (tuple(side[name].shape) if name in side else None for side in (state, saved))
         if found != expected:
             refuse(f"the saved state does not fit: {name} is {found}, not {expected}")
-    for name, tensor in state.items():
-        tensor.copy_(saved[name])
+        state[name].copy_(saved[name])
 
 
 def diverged(agent: nn.Module) -> list[int]:
@@ -812,8 +801,6 @@ def save_run(args: Args, log: RunLog, agent: nn.Module, state: dict[str, Tensor]
     """checkpoint.pt in the first seed's folder: all that training needs again, for all seeds. agent.pt in each folder:
     all that acting needs. Nothing overwrites the last good agent of a seed that has diverged; returns those seeds."""
     failed = diverged(agent)
-    for writer in log.writers:
-        writer.flush()
     for k, folder in enumerate(log.folders):
         if k not in failed:
             own = {name: tensor[k : k + 1].clone() for name, tensor in agent.state_dict().items()}
@@ -834,17 +821,14 @@ def find_checkpoint(args: Args) -> tuple[list[Path], dict[str, Any] | None]:
         found = {path.parent.name.removeprefix(name): path for path in Path(args.run_dir).glob("*/checkpoint.pt")}
         candidates = [found[stamp] for stamp in sorted(filter(str.isdecimal, found), key=int, reverse=True)]
     for path in candidates:
-        saved = load(path, "checkpoint", optional=args.resume == "auto")
-        now, then = asdict(args), saved.get("args", {})  # empty for what another script has written
+        saved = load(path, "checkpoint")
+        now, then = asdict(args), saved["args"]
         names = [name for name in now if now[name] != then.get(name) and name not in ("resume", "run_dir")]
-        if now["total_timesteps"] > then.get("total_timesteps", 0):  # a run may be made longer
+        if now["total_timesteps"] > then["total_timesteps"]:  # a run may be made longer
             names.remove("total_timesteps")
         if not names:
             first = path if path.is_dir() else path.parent
-            folders = [first, *(first.parent / name for name in saved["folders"][1:])]
-            if missing := [str(folder) for folder in folders if not folder.is_dir()]:
-                refuse(f"the folders of its other seeds are missing: {', '.join(missing)}")
-            return folders, saved
+            return [first, *(first.parent / name for name in saved["folders"][1:])], saved
         if args.resume != "auto":
             refuse(f"{path} was made with another {', '.join(names)}")
     return [], None
@@ -852,16 +836,14 @@ def find_checkpoint(args: Args) -> tuple[list[Path], dict[str, Any] | None]:
 
 def claim_folders(args: Args) -> list[Path]:
     """A new folder per seed. The timestamp in their names moves on while another run has it."""
-    stem, stamp = f"{args.env_id.replace('/', '_')}__{args.exp_name}", int(time.time())
+    stem = f"{args.env_id.replace('/', '_')}__{args.exp_name}"
     Path(args.run_dir).mkdir(parents=True, exist_ok=True)
-    while True:
+    for stamp in itertools.count(int(time.time())):
         folders = [Path(args.run_dir, f"{stem}__{args.seed + k}__{stamp}") for k in range(args.num_seeds)]
-        if not any(folder.exists() for folder in folders):
-            with contextlib.suppress(FileExistsError):
-                for folder in folders:
-                    folder.mkdir()
-                return folders
-        stamp += 1
+        with contextlib.suppress(FileExistsError):
+            for folder in folders:
+                folder.mkdir()
+            return folders
 
 
 @contextlib.contextmanager

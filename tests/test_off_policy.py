@@ -477,6 +477,15 @@ def test_a_run_that_would_learn_nothing_is_refused(off_policy, small, total, eno
         assert "nothing is learned" in capsys.readouterr().err
 
 
+def test_the_steps_that_learn_begin_with_an_iteration(off_policy, small, capsys):
+    """Of 32 steps in 8 environments those from 16 on, 10 being random: 0.8 updates are none; 0.05 * 22 would be one."""
+    small |= {"num_envs": 8, "learning_starts": 10, "utd_ratio": 0.05}
+    off_policy.Args(total_timesteps=40, **small)
+    with pytest.raises(SystemExit):
+        off_policy.Args(total_timesteps=32, **small)
+    assert "total_timesteps leaves 16 steps" in capsys.readouterr().err
+
+
 def test_a_replay_too_small_for_a_step_is_refused(off_policy, capsys):
     with pytest.raises(SystemExit) as stop:
         off_policy.Args(num_envs=20, buffer_size=10)

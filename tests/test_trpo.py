@@ -85,6 +85,19 @@ def test_conjugate_gradient_against_a_direct_solve(trpo):
     torch.testing.assert_close(x[:2], expected[:2], rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("iterations", [100, 200, 1000])
+def test_conjugate_gradient_keeps_a_solution_in_float32(trpo, iterations):
+    """Whose residual would shrink to the smallest numbers there are, and their quotients blow it up again."""
+    torch.manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(64, 10, 10).double())[0]
+    A = basis @ torch.diag(torch.logspace(-1, 0, 10).double()) @ basis.mT
+    b = torch.randn(64, 10)
+    expected = torch.linalg.solve(A, b.double())
+    A = A.float()
+    x = trpo.conjugate_gradient(lambda v: (A @ v.unsqueeze(-1)).squeeze(-1), b, iterations)
+    assert (x - expected).norm() < 1e-5 * expected.norm()
+
+
 def test_the_step_is_scaled_to_the_trust_region(trpo):
     """Without a line search the step is sqrt(2 delta / x^T F x) x: for a small delta, a KL of delta, damping aside."""
     agent, batch, args = problem(trpo, line_search_steps=0, target_kl=1e-5, cg_damping=0.0, cg_iterations=30)
