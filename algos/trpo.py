@@ -46,9 +46,9 @@ Details that matter:
  5. So the line search is a safeguard, and seldom shortens a step (losses/step_length is mostly 1). The longest good
     candidate is taken; where none is good, the parameters stay exactly as they were (losses/accepted is 0).
  6. Observations are centred and divided by their running standard deviation, whose statistics take in a batch only
-    once it is normalised. Rewards are not centred, but divided by the running standard deviation of
-    `discounted_sums`, this batch included. Both are clipped to +-10. Evaluation freezes the statistics and reports the
-    task's own return.
+    once it is normalised. (That moves the policy too, at first by more than target_kl, and no KL counts it.) Rewards
+    are not centred, but divided by the running standard deviation of `discounted_sums`, this batch included. Both are
+    clipped to +-10. Evaluation freezes the statistics and reports the task's own return.
  7. A policy is a softmax over actions or a normal, depending on the action space. The unit of a normal is half the
     action range; actions are scaled and clipped to the task's bounds for the simulator only; the log-probability is
     that of the unclipped action. The normal's standard deviation sigma has a floor: the gradient of the mean grows like
