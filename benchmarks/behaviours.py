@@ -4,7 +4,7 @@ python benchmarks/behaviours.py        # trains what is not there yet, some eigh
 
 The films and numbers of the README: benchmarks/figures/<name>.gif (of the best seed),
 benchmarks/results/behaviours/<name>.csv (100 episodes of each seed) and <name>.json (what ran). report.py makes the
-README's table of them.
+README's table of the numbers.
 """
 
 import json

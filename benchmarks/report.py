@@ -134,7 +134,8 @@ class Cell:
 
     @property
     def won(self) -> bool:
-        return bool(self.alike.mean() > self.bar.mean)
+        """As high is enough: some tasks have a highest return."""
+        return bool(self.alike.mean() >= self.bar.mean)
 
 
 def all_cells(results: dict[str, dict[str, dict]]) -> list[Cell]:
@@ -160,10 +161,15 @@ def counted(cells: list[Cell]) -> str:
     words = []
     for where, won in (("above", True), ("below", False)):
         side = [cell for cell in cells if cell.won is won]
+        tests = [cell.p for cell in side if not np.isnan(cell.p)]
         words.append(f"{where} in {len(side)} of {len(cells)}")
-        if significant := sum(cell.p < 0.05 for cell in side):
-            words[-1] += f", {significant} significantly"
+        if tests:
+            words[-1] += f" ({sum(p < 0.05 for p in tests) or 'none'} of {plural(len(tests), 'test')} significant)"
     return "; ".join(words)
+
+
+def plural(count: int, name: str) -> str:
+    return f"{count} {name}{'s' * (count != 1)}"
 
 
 def table(results: dict[str, dict[str, dict]]) -> str:
@@ -206,20 +212,25 @@ def matrix(results: dict[str, dict[str, dict]]) -> str:
     compared = [cell for cell in cells.values() if not np.isnan(cell.bar.mean)]
     counts = {len(cell.final) for cell in cells.values()}
     seeds = " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
+    sampled = sum(cell.bar.sampled for cell in compared)
     note = (
-        f"Return after a million steps: mean of {seeds} seeds with its 95 % interval, by the last policy's"
-        " deterministic action, 100 episodes per seed. ▲ is above the best published mean that we found for the"
-        " algorithm, ▼ below; ▲▲ and ▼▼ are significant (Welch's t test, p < 0.05 with Holm's correction, for the"
-        f" {sum(not np.isnan(cell.p) for cell in compared)} of {len(compared)} whose source has a standard deviation)."
-        f" {sum(cell.bar.sampled for cell in compared)} published means are of sampled actions. These are compared with"
-        " our policies' sampled actions, which mostly return less than the table shows: [both numbers of"
-        " each](benchmarks/README.md#every-cell)."
+        f"Curves: deterministic evaluations, mean of the seeds with its 95 % interval. Table: return after a million"
+        f" steps, mean of {seeds} seeds with its 95 % interval, the last policy's deterministic action, 100 episodes"
+        " per seed. ▲ is above the best published mean that we found for the algorithm (or equal), ▼ below; ▲▲ and ▼▼"
+        " are significant (Welch's t test, p < 0.05 with Holm's correction, where the source has a standard deviation:"
+        f" {sum(not np.isnan(cell.p) for cell in compared)} of {len(compared)})."
     )
+    if sampled:
+        note += (
+            f" {sampled} of the published means are of sampled actions. These are compared with our policies' sampled"
+            " actions, which mostly return less than the table shows: [both numbers of"
+            " each](benchmarks/README.md#every-cell)."
+        )
     # Most of what is published of REINFORCE has no critic, ours has one: counted apart
     groups = [[algo for algo in results if algo != "reinforce"], [algo for algo in results if algo == "reinforce"]]
     sums = [(group, [cell for cell in compared if cell.algo in group]) for group in groups]
-    said = [f"{listed(group)}: {counted(own)}." for group, own in sums if own]
-    return "\n".join([*lines, "", note, "", "\\\n".join(said)])
+    said = "\\\n".join(f"{listed(group)}: {counted(own)}." for group, own in sums if own)
+    return "\n".join([*lines, "", note, "", said]).rstrip()
 
 
 def normalised_scores(results: dict[str, dict[str, dict]]) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -423,17 +434,20 @@ def shorter_runs(results: Shorter) -> str:
 
 
 def off_policy(results: Shorter) -> str:
-    """The front page's table of those of shorter_results that have a published curve: tasks down, runs across."""
+    """The front page's table of DDPG and SAC in shorter_results: tasks down, runs across. In brackets what a published
+    curve has at that step, if it has a point there."""
     bar, shown = published_curves(), {}
     for algo, task, seeds in results:
-        steps = int(evaluations(seeds)[0][-1])
-        if point := bar.get((PUBLISHED_NAME.get(algo, algo), task.rpartition("-")[0], steps)):
-            column = f"{algo}, {steps:,} steps, {len(seeds)} seeds"
-            shown[column, task] = f"{number(final_returns(seeds).mean())} ({number(point.mean)})"
+        if algo in ("ddpg", "sac"):
+            steps = int(evaluations(seeds)[0][-1])
+            point = bar.get((algo, task.rpartition("-")[0], steps))
+            text = number(final_returns(seeds).mean()) + (f" ({number(point.mean)})" if point else "")
+            shown[f"{algo}, {steps:,} steps, {plural(len(seeds), 'seed')}", task] = text
     columns, tasks = list(dict.fromkeys(column for column, _ in shown)), sorted({task for _, task in shown})
-    lines = [f"| mean return (published curve there) | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
+    lines = [f"| | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
     lines += [f"| {' | '.join([task, *(shown.get((column, task), '') for column in columns)])} |" for task in tasks]
-    return "\n".join(lines)
+    note = "Return with the deterministic action, mean of the seeds; in brackets a published curve at that step."
+    return "\n".join([*lines, "", note])
 
 
 def shorter_figure(results: Shorter) -> bytes | None:
@@ -580,19 +594,18 @@ def speed(folder: Path) -> str:
     ]
     others: dict[str, list[float]] = {}
     for result in results:
-        row, algo, same = [result["algo"]], result["algo"], []
+        row, algo, same = [result["algo"]], result["algo"], []  # `same`: Stable-Baselines3 and its sb3-contrib
         for seeds in ("1 seed", f"{most} seeds"):
             share, rate = result["of_envpool"].get(seeds), result["steps_per_second"].get(f"{algo}, {seeds}")
             row.append("" if rate is None else f"{rate['median']:,.0f} ({share:.0%})")
         for peer, times in result["times_peer"].items():
             name, _, what = peer.partition(", ")
-            if name in ("Stable-Baselines3", "sb3-contrib"):  # TRPO's is in the latter
-                same.append(f"{times['1 seed']:.1f} ({what})")
+            if name in ("Stable-Baselines3", "sb3-contrib"):
+                same.append(f"{times['1 seed']:.1f} ({what}{', sb3-contrib' * (name == 'sb3-contrib')})")
             else:
                 others.setdefault(name, []).append(times["1 seed"])
         lines.append(f"| {' | '.join([*row, ', '.join(same)])} |")
-    note = f"{places(results)} In brackets the share of EnvPool's own rate with random actions. TRPO's peer"
-    note += " is in sb3-contrib."
+    note = f"{places(results)} In brackets the share of EnvPool's own rate with random actions."
     if others:
         ratios = [ratio for own in others.values() for ratio in own]
         note += f" {listed(others)}, which step one environment and were not compiled: {min(ratios):.1f} to"
@@ -687,7 +700,8 @@ def headline(folder: Path) -> str | None:
     if not measured:
         return None
     rates = listed(
-        f"{own['steps_per_second']['ppo_continuous, 1 seed']['median']:,.0f} ({own['hardware']['processor']})"
+        f"{own['steps_per_second']['ppo_continuous, 1 seed']['median']:,.0f}"
+        f" ({own['hardware']['processor'] or 'processor not known'})"
         for own in measured
     )
     same, default = (listed(f"{own['times_peer'][peer]['1 seed']:.1f}" for own in measured) for peer in peers)
@@ -769,11 +783,10 @@ def contents(args: Args, results: dict[str, dict[str, dict]]) -> dict[Path, byte
     if sentence := headline(args.results / "speed"):
         sections["headline"] = sentence
     if shorter := shorter_results(args.results / "shorter", args.results / "few_seeds"):
-        sections["shorter runs"] = shorter_runs(shorter)
+        sections |= {"shorter runs": shorter_runs(shorter), "off-policy": off_policy(shorter)}
         if picture := shorter_figure(shorter):
             files[args.figures / "shorter.png"] = picture
             sections["shorter runs"] += "\n\n![curves beside published ones](figures/shorter.png)"
-            sections["off-policy"] = off_policy(shorter)
     if (folder := args.results / "behaviours").exists():
         sections["behaviours"] = behaviours(folder)
     if speed_results(folder := args.results / "speed"):

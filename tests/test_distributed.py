@@ -30,7 +30,7 @@ def torchrun(folder, task, kwargs, *options):
     """Run `task` below, on two ranks. Returns the exit status and all that was printed."""
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS), *options]
     words += [__file__, task, str(folder), json.dumps(kwargs)]
-    environment = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # see the README: a restart needs it
+    environment = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # see algos/README.md: a restart needs it
     process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         output = process.communicate(timeout=300)[0]

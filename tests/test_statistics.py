@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from test_benchmarks import write_result
 
 report, stats = load_script(ROOT / "benchmarks" / "report.py"), load_script(ROOT / "benchmarks" / "stats.py")
 compare = load_script(ROOT / "benchmarks" / "compare.py").compare
+behaviours = load_script(ROOT / "benchmarks" / "behaviours.py")
 TASKS = ("Walker2d-v4", "Hopper-v4", "HalfCheetah-v4", "Ant-v4")
 
 
@@ -183,12 +185,15 @@ def test_the_table_by_hand(tmp_path):
     assert hopper.endswith(" ▼ |  |")
     assert other == "| NotPublished-v4 | 1.5 ± 6.4 |  |"
     assert walker == f"| Walker2d-v4 | 3,700 ± {half:.0f} ▲ |  |"
-    assert "for the 2 of 4 whose source has a standard deviation). 3 published means are of sampled actions" in note
-    assert first == "ppo_continuous and trpo: above in 2 of 4; below in 2 of 4, 1 significantly."
+    assert "has a standard deviation: 2 of 4). 3 of the published means are of sampled actions." in note
+    one_test = "(1 of 1 test significant)"
+    assert (
+        first == f"ppo_continuous and trpo: above in 2 of 4 (none of 1 test significant); below in 2 of 4 {one_test}."
+    )
     results = {"a2c": {"Ant-v4": results["trpo"]["Ant-v4"]}, "reinforce": {"Ant-v4": results["trpo"]["Ant-v4"]}}
     *_, first, second = report.matrix(results).splitlines()  # ours has a critic, most of what is published has none
     assert first.startswith("a2c: above in ")
-    assert second.startswith("reinforce: above in 1 of 1, 1 significantly; below in 0 of 1")
+    assert second == f"reinforce: above in 1 of 1 {one_test}; below in 0 of 1."
 
 
 def test_a_cell_that_cannot_be_compared_like_for_like_is_refused_by_name(tmp_path):
@@ -239,6 +244,53 @@ def test_shorter_runs_tell_when_every_seed_has_solved_the_task_and_what_is_publi
     assert ant.endswith("| 2.0 ± 2.5 | 1.0 2.0 3.0 | 2.5 (p 0.633) |  |")  # t = -0.5 / sqrt(5 / 6), 2.27 degrees
     points.clear()
     assert report.shorter_figure(results) is None
+
+
+def test_the_front_page_of_ddpg_and_sac_by_hand(tmp_path, monkeypatch):
+    steps = 1_000  # of write_result
+    monkeypatch.setattr(report, "published_curves", lambda: {("sac", "Ant", steps): report.Bar(2.5, 1.0, 10)})
+    runs = (("sac", "Ant-v4", [1.0, 3.0]), ("ddpg", "Ant-v4", [7.0]), ("sac", "Hopper-v4", [8.0, 9.0]))
+    for algo, task, finals in runs:
+        write_result(tmp_path / algo / task, finals)
+    write_result(tmp_path / "a2c" / "Ant-v4", [4.0])  # which is another table's
+    head, _, ant, hopper, *_ = report.off_policy(report.shorter_results(tmp_path)).splitlines()
+    assert head == "| | sac, 1,000 steps, 2 seeds | ddpg, 1,000 steps, 1 seed |"
+    assert ant == "| Ant-v4 | 2.0 (2.5) | 7.0 |"
+    assert hopper == "| Hopper-v4 | 8.5 |  |"
+
+
+def measured(rate, same, default, processor):
+    """What speed.py leaves of PPO."""
+    peers = {"Stable-Baselines3, our minibatch size": same, "Stable-Baselines3, its defaults": default}
+    counts = (("1 seed", 1), ("8 seeds", 2))
+    return {
+        "algo": "ppo_continuous", "env_id": "Walker2d-v4", "of_envpool": {"1 seed": 0.3, "8 seeds": 0.55},
+        "hardware": {"cores": 2, "processor": processor, "gpu": None},
+        "steps_per_second": {f"ppo_continuous, {seeds}": {"median": n * rate} for seeds, n in counts},
+        "times_peer": {name: {"1 seed": ratio} for name, ratio in (peers | {"CleanRL, its defaults": 5.13}).items()},
+    }  # fmt: skip
+
+
+def test_the_front_page_of_speed_by_hand(tmp_path):
+    assert report.headline(tmp_path) is None
+    (tmp_path / "other").mkdir()
+    for path, own in (("", measured(6778, 2.0, 2.8, "X")), ("other", measured(5346.4, 1.94, 2.9, None))):
+        (tmp_path / path / "ppo_continuous.json").write_text(json.dumps(own))
+    assert report.headline(tmp_path) == (
+        "On 2 CPU cores PPO makes 6,778 (X) and 5,346 (processor not known) steps of Walker2d-v4 per second with one"
+        " seed: 2.0 and 1.9 times as many as Stable-Baselines3 with minibatches of the same size, 2.8 and 2.9 times as"
+        " many as with its defaults."
+    )
+    _, _, row, _, note = report.speed(tmp_path).splitlines()
+    assert row == "| ppo_continuous | 6,778 (30%) | 13,556 (55%) | 2.0 (our minibatch size), 2.8 (its defaults) |"
+    assert note.endswith("CleanRL, which step one environment and were not compiled: 5.1 to 5.1 times their rate.")
+
+
+def test_the_front_page_shows_every_film():
+    stems = [name.replace(" ", "_") for name in behaviours.BEHAVIOURS]
+    text = (ROOT / "README.md").read_text()
+    assert re.findall(r"\(benchmarks/figures/(\w+)\.gif\)", text) == stems
+    assert all((ROOT / "benchmarks" / "figures" / f"{stem}.gif").exists() for stem in stems)
 
 
 def test_what_another_machine_has_measured_by_hand():
