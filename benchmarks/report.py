@@ -594,17 +594,17 @@ def speed(folder: Path) -> str:
     ]
     others: dict[str, list[float]] = {}
     for result in results:
-        row, algo, same = [result["algo"]], result["algo"], []  # `same`: Stable-Baselines3 and its sb3-contrib
+        row, algo, sb3 = [result["algo"]], result["algo"], []
         for seeds in ("1 seed", f"{most} seeds"):
             share, rate = result["of_envpool"].get(seeds), result["steps_per_second"].get(f"{algo}, {seeds}")
             row.append("" if rate is None else f"{rate['median']:,.0f} ({share:.0%})")
         for peer, times in result["times_peer"].items():
             name, _, what = peer.partition(", ")
             if name in ("Stable-Baselines3", "sb3-contrib"):
-                same.append(f"{times['1 seed']:.1f} ({what}{', sb3-contrib' * (name == 'sb3-contrib')})")
+                sb3.append(f"{times['1 seed']:.1f} ({what}{', sb3-contrib' * (name == 'sb3-contrib')})")
             else:
                 others.setdefault(name, []).append(times["1 seed"])
-        lines.append(f"| {' | '.join([*row, ', '.join(same)])} |")
+        lines.append(f"| {' | '.join([*row, ', '.join(sb3)])} |")
     note = f"{places(results)} In brackets the share of EnvPool's own rate with random actions."
     if others:
         ratios = [ratio for own in others.values() for ratio in own]
