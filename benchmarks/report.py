@@ -648,7 +648,8 @@ def speed_details(folder: Path) -> str:
             ratios = ", ".join(f"{ratio:.1f} with {seeds.removesuffix(' seeds')}" for seeds, ratio in times.items())
             peers.append("| " + " | ".join([algo, peer, shown(rates[peer]), ratios]) + " |")
     lines += ["", *peers] if len(peers) > 2 else []
-    lines += ["", places(results)]
+    versions = {f"{name} {text[:12]}": None for own in results for name, text in own.get("versions", {}).items()}
+    lines += ["", places(results), *([f"Versions: {', '.join(versions)}."] if versions else [])]
     for result in results:
         if "of_matrix_product" in result:
             shares = ", ".join(f"{share:.0%} with {seeds}" for seeds, share in result["of_matrix_product"].items())
@@ -662,27 +663,34 @@ def speed_details(folder: Path) -> str:
                 if name != "return"
             )
             lines.append(f"Seconds to a mean training return of {goal['return']:,.0f}, one run each: {seconds}.")
-    lines += [elsewhere(json.loads(path.read_text())) for path in sorted(folder.glob("*/*.json"))]
+    lines += elsewhere(folder)
     return "\n".join(lines)
 
 
-def elsewhere(result: dict) -> str:
-    """A paragraph of what another machine has measured: with which rates, ratios and shares."""
-    algo, rates, place = result["algo"], result["steps_per_second"], result["hardware"]
-    seeds = [name.removesuffix(" seeds").removesuffix(" seed") for name in result["of_envpool"]]
-
-    own = listed(f"{rates[f'{algo}, {name}']['median']:,.0f}" for name in result["of_envpool"])
-    text = f"\nOn {place['cores']} cores of another processor ({place['processor']})"
-    text += f" {algo} has {own} steps per second with {listed(seeds)} seeds"
-    for peer, times in result["times_peer"].items():
-        text += f", {listed(f'{ratio:.1f}' for ratio in times.values())} times those of {peer} ({shown(rates[peer])})"
-    if rate := rates.get(f"{algo}, a process per core"):
-        text += f"; {place['cores']} processes of one seed each have {shown(rate)} together"
-    if "of_matrix_product" in result:
-        shares = listed(f"{share:.0%}" for share in result["of_matrix_product"].values())
-        rate = result["matrix_product_flops"] / 1e9
-        text += f"; the matrix products of its updates run at {shares} of {rate:.0f} GFLOP/s"
-    return f"{text}."
+def elsewhere(folder: Path) -> list[str]:
+    """A table of what other machines have measured, those of the folders in results/speed: an algorithm per line."""
+    lines = [
+        "",
+        "| 2 cores of | | seeds | steps per second | times the rate of a peer, by seeds | products of the updates |",
+        "|---|---|---|---|---|---|",
+    ]
+    for path in sorted(folder.glob("*/*.json")):
+        result = json.loads(path.read_text())
+        algo, rates = result["algo"], result["steps_per_second"]
+        seeds = [name.split()[0] for name in result["of_envpool"]]
+        own = ", ".join(f"{rates[f'{algo}, {name}']['median']:,.0f}" for name in result["of_envpool"])
+        if rate := rates.get(f"{algo}, a process per core"):
+            own += f"; {shown(rate)} by a process per core"
+        peers = "; ".join(
+            f"{peer}: {', '.join(f'{ratio:.1f}' for ratio in times.values())}"
+            for peer, times in result["times_peer"].items()
+        )
+        products = ", ".join(f"{share:.0%}" for share in result.get("of_matrix_product", {}).values())
+        if products:
+            products += f" of {result['matrix_product_flops'] / 1e9:.0f} GFLOP/s"
+        cells = [result["hardware"]["processor"], algo, ", ".join(seeds), own, peers, products]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines if len(lines) > 3 else []
 
 
 def shown(rate: dict) -> str:
@@ -692,24 +700,26 @@ def shown(rate: dict) -> str:
 
 
 def headline(folder: Path) -> str | None:
-    """PPO's speed and a peer's, on each machine that speed.py was run on."""
+    """PPO's speed and a peer's, on all machines that speed.py was run on."""
     paths = [folder / "ppo_continuous.json", *sorted(folder.glob("*/ppo_continuous.json"))]
     measured = [json.loads(path.read_text()) for path in paths if path.exists()]
     peers = ("Stable-Baselines3, our minibatch size", "Stable-Baselines3, its defaults")
     measured = [own for own in measured if set(peers) <= own["times_peer"].keys()]
     if not measured:
         return None
-    rates = listed(
-        f"{own['steps_per_second']['ppo_continuous, 1 seed']['median']:,.0f}"
-        f" ({own['hardware']['processor'] or 'processor not known'})"
-        for own in measured
-    )
-    same, default = (listed(f"{own['times_peer'][peer]['1 seed']:.1f}" for own in measured) for peer in peers)
+    rates = between([own["steps_per_second"]["ppo_continuous, 1 seed"]["median"] for own in measured], ",.0f")
+    same, default = (between([own["times_peer"][peer]["1 seed"] for own in measured], ".1f") for peer in peers)
+    machines = f"On each of {len(measured)} machines with" if len(measured) > 1 else "On"
     return (
-        f"On {measured[0]['hardware']['cores']} CPU cores PPO makes {rates} steps of {measured[0]['env_id']} per second"
-        f" with one seed: {same} times as many as Stable-Baselines3 with minibatches of the same size, {default} times"
-        " as many as with its defaults."
+        f"{machines} {measured[0]['hardware']['cores']} CPU cores PPO makes {rates} steps of {measured[0]['env_id']}"
+        f" per second with one seed: {same} times as many as Stable-Baselines3 with minibatches of the same size,"
+        f" {default} times as many as with its defaults."
     )
+
+
+def between(values: list[float], digits: str) -> str:
+    low, high = (f"{value:{digits}}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
 
 
 def fill(page: str, sections: dict[str, str]) -> str:

@@ -285,10 +285,12 @@ def measurements(algo: str, args: Args) -> dict[str, Callable[[], float]]:
 
 
 def processor() -> str | None:
-    """The CPU's model as Linux names it, None on other systems."""
+    """The CPU as Linux names it, with its family and model, since a cloud may hide the name; None on other systems."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+    pairs = (line.partition(":") for line in info.read_text().splitlines()) if info.exists() else ()
+    facts = {name.strip(): value.strip() for name, _, value in pairs}
+    numbers = [f"{name} {facts[name]}" for name in ("cpu family", "model") if name in facts]
+    return ", ".join([facts["model name"], *numbers]) if "model name" in facts else None
 
 
 def versions(args: Args) -> dict[str, str]:
