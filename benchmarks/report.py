@@ -671,7 +671,7 @@ def elsewhere(folder: Path) -> list[str]:
     """A table of what other machines have measured, those of the folders in results/speed: an algorithm per line."""
     lines = [
         "",
-        "| 2 cores of | | seeds | steps per second | times the rate of a peer, by seeds | products of the updates |",
+        "| machine | | seeds | steps per second | times the rate of a peer, by seeds | products of updates |",
         "|---|---|---|---|---|---|",
     ]
     for path in sorted(folder.glob("*/*.json")):
@@ -688,7 +688,8 @@ def elsewhere(folder: Path) -> list[str]:
         products = ", ".join(f"{share:.0%}" for share in result.get("of_matrix_product", {}).values())
         if products:
             products += f" of {result['matrix_product_flops'] / 1e9:.0f} GFLOP/s"
-        cells = [result["hardware"]["processor"], algo, ", ".join(seeds), own, peers, products]
+        machine = f"{result['hardware']['cores']} cores ({result['hardware']['processor'] or 'processor not known'})"
+        cells = [machine, algo, ", ".join(seeds), own, peers, products]
         lines.append(f"| {' | '.join(cells)} |")
     return lines if len(lines) > 3 else []
 

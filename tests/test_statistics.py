@@ -308,8 +308,9 @@ def test_what_other_machines_have_measured_by_hand(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "sac.json").write_text(json.dumps(own))
     assert report.elsewhere(tmp_path)[3:] == [
-        "| X | sac | 1, 4 | 115, 157 | its peer: 1.3, 1.7 |  |",
-        "| X | sac | 1, 4 | 115, 157; 200 by a process per core | its peer: 1.3, 1.7 | 43%, 58% of 157 GFLOP/s |",
+        "| 2 cores (X) | sac | 1, 4 | 115, 157 | its peer: 1.3, 1.7 |  |",
+        "| 2 cores (X) | sac | 1, 4 | 115, 157; 200 by a process per core | its peer: 1.3, 1.7 |"
+        " 43%, 58% of 157 GFLOP/s |",
     ]
 
 
