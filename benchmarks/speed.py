@@ -295,8 +295,10 @@ def processor() -> str | None:
 
 def versions(args: Args) -> dict[str, str]:
     """Of what was measured: packages, and the commits of checkouts."""
-    found = {}
-    for name in ("torch", "envpool", "gymnasium", "stable-baselines3", "sb3-contrib"):
+    import torch
+
+    found = {"torch": torch.__version__}  # and its build (+cpu, +cu130), which PyPI's metadata leaves out
+    for name in ("envpool", "gymnasium", "stable-baselines3", "sb3-contrib"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     for name, checkout in (("this repository", ROOT), ("CleanRL", args.cleanrl), ("LeanRL", args.leanrl)):
