@@ -701,20 +701,21 @@ def shown(rate: dict) -> str:
 
 
 def headline(folder: Path) -> str | None:
-    """PPO's speed and a peer's, on all machines that speed.py was run on."""
+    """PPO's speed and a peer's, on all machines with as many cores that speed.py was run on."""
     paths = [folder / "ppo_continuous.json", *sorted(folder.glob("*/ppo_continuous.json"))]
     measured = [json.loads(path.read_text()) for path in paths if path.exists()]
     peers = ("Stable-Baselines3, our minibatch size", "Stable-Baselines3, its defaults")
     measured = [own for own in measured if set(peers) <= own["times_peer"].keys()]
     if not measured:
         return None
+    cores, env_id = measured[0]["hardware"]["cores"], measured[0]["env_id"]
+    measured = [own for own in measured if (own["hardware"]["cores"], own["env_id"]) == (cores, env_id)]
     rates = between([own["steps_per_second"]["ppo_continuous, 1 seed"]["median"] for own in measured], ",.0f")
     same, default = (between([own["times_peer"][peer]["1 seed"] for own in measured], ".1f") for peer in peers)
     machines = f"On each of {len(measured)} machines with" if len(measured) > 1 else "On"
     return (
-        f"{machines} {measured[0]['hardware']['cores']} CPU cores PPO makes {rates} steps of {measured[0]['env_id']}"
-        f" per second with one seed: {same} times as many as Stable-Baselines3 with minibatches of the same size,"
-        f" {default} times as many as with its defaults."
+        f"{machines} {cores} CPU cores PPO makes {rates} steps of {env_id} per second with one seed: {same} times as"
+        f" many as Stable-Baselines3 with minibatches of the same size, {default} times as many as with its defaults."
     )
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -341,6 +342,21 @@ def test_the_random_policy_is_as_committed():
         committed = {row["env_id"]: float(row["mean_return"]) for row in csv.DictReader(file)}
     for task in ("InvertedPendulum-v4", "Hopper-v4"):
         assert module.random_returns(task, 100, 1).mean() == pytest.approx(committed[task], abs=0.006)
+
+
+@pytest.mark.parametrize(("algo", "start"), [("a2c", 0), ("sac", 4000)])
+def test_a_run_counts_its_mean_rate_by_hand(algo, start, monkeypatch):
+    """All seeds' steps, after a fifth of the rows; off-policy, of those in which it learns (after 4,000 steps)."""
+    speed = load_script(ROOT / "benchmarks" / "speed.py")
+
+    def run(words, **_):
+        folder = Path(words[words.index("--run-dir") + 1]) / "X-v4__x__1__5"
+        folder.mkdir()
+        rows = [f"{start},0"] * (start > 0) + [f"{start + 100 * k},{k if k < 10 else 14}" for k in range(1, 11)]
+        (folder / "metrics.csv").write_text("\n".join(["global_step,wall_seconds", *rows, ""]))
+
+    monkeypatch.setattr(speed, "run_quietly", run)
+    assert speed.ours(algo, "X-v4", "cpu", 2) == pytest.approx(2 * 700 / 11)  # not the median interval's 200
 
 
 def test_ratios_of_measured_speeds_by_hand():
