@@ -8,8 +8,8 @@ The idea: play a few steps in many environments at once, ask a learned value fun
 went, and take one gradient step that makes better-than-expected actions more likely. Each batch is used once.
 
     J = E[ sum_t gamma^t r_t ]                                               objective
-    grad J = E[ sum_t gamma^t grad log pi(a_t|s_t) A_t ]                     policy gradient theorem
-           = E_{s, a ~ d}[ grad log pi(a|s) A ] / (1 - gamma)                d(s) ~ sum_t gamma^t P(s_t = s)
+    grad J = E[ sum_t gamma^t grad log pi(a_t|s_t) A_t ]                     policy gradient theorem, A = Q - V
+           = E_{s, a ~ d}[ grad log pi(a|s) A ] / (1 - gamma)                d(s) = (1 - gamma) sum_t gamma^t P(s_t = s)
     A_t ~ sum_l (gamma * lambda)^l delta_{t+l}, held constant                its estimate: GAE, compute_gae
         = r_t + gamma r_{t+1} + ... + gamma^n V(s_{t+n}) - V(s_t)            --gae-lambda 1: the n-step advantage
     delta_t = r_t + gamma * (1 - terminated_t) * V(s_{t+1}) - V(s_t)         --gae-lambda 0: the TD error
@@ -30,11 +30,11 @@ followed is in general the gradient of no objective (Nota and Thomas, 2020, arXi
 Details that matter:
  1. Seed axis: every tensor of a network is [S, ...] and one batched product trains S independent agents. Losses are
     summed over seeds; norms and statistics are per seed, so no seed affects another. Shapes: S seeds, N environments of
-    each, T steps, B rows (T * N), D and A dimensions of observation and action.
+    each, T steps, B rows (T * N), D and (in shapes only) A dimensions of observation and action.
  2. Next-step auto-reset: the step after `done` ignores its action and returns the first observation of the new
-    episode. That row is not a transition: `valid` masks it out of every loss and statistic.
+    episode. That row, the reset row, is not a transition: `valid` masks it out of every loss and statistic.
  3. obs[t + 1] is the true next observation of every valid row, including an episode's last. So truncation
-    bootstraps from V(obs[t + 1]); termination does not; the trace is cut at both.
+    bootstraps from V(obs[t + 1]); termination does not; the sum over l ends at both.
  4. A policy is a softmax over actions or a normal, depending on the action space; the algorithm is the same.
  5. Observations are centred and divided by their running standard deviation, whose statistics take in a batch only
     after its update. Rewards are not centred, but divided by the running standard deviation of `discounted_sums`, this
@@ -48,7 +48,8 @@ Details that matter:
     more, and the gradient is noise. `bounds_loss` keeps the mean from going there (that of rl_games begins at 1.1
     times the range).
 Deviations from the paper: 5, 6, 7, orthogonal initialisation, other networks and no recurrence, a sigma that does not
-depend on the state, a clipped gradient norm, no entropy bonus, GAE, and Adam. Closer to the paper's Atari runs is
+depend on the state, a value loss of weight vf_coef / 2, a clipped gradient norm, no entropy bonus, GAE, and Adam.
+Closer to the paper's Atari runs is
 `--gae-lambda 1 --num-steps 5 --optimizer rmsprop --ent-coef 0.01 --bounds-loss-coef 0`, though PyTorch's RMSprop
 divides by sqrt(g) + epsilon, the paper's by sqrt(g + epsilon), g being the running mean of squared gradients.
 """

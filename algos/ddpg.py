@@ -6,8 +6,9 @@
 
 The idea: Q-learning for continuous actions. The maximum over actions is replaced by an actor that is trained to find
 it, by the gradient that runs from Q through the action; noise on the action explores, and a replay keeps the past. Old
-transitions stay usable, since y takes the next action from today's policy, not from the one that acted; more precisely
-from a slow copy of it, the target, for slow copies of both networks keep y from moving with Q.
+transitions stay usable, since the value y to which Q is fitted takes the next action from today's policy, not from the
+one that acted; more precisely from a slow copy of it. Slow copies of both networks, the targets, keep y from moving
+with every step of Q.
 
     J = E[ sum_t gamma^t r_t ]                                               objective
     y = r + gamma * (1 - terminated) * Q_target(s', pi_target(s'))           td_target
@@ -26,7 +27,7 @@ Details that matter:
     summed over seeds, so no seed affects another; each has its own replay. Shapes: S seeds, N environments of each, B
     rows of a batch, D and A dimensions of observation and action.
  2. Next-step auto-reset: the step after `done` ignores its action and returns the first observation of the new
-    episode. That row is not a transition: it is never stored.
+    episode. That row, the reset row, is not a transition: it is never stored.
  3. next_obs is the true next observation, that of an episode's last step included: truncation bootstraps from it,
     termination does not.
  4. utd_ratio is the number of updates per environment step of a seed: 16 updates go with a step of 16 environments.
@@ -38,7 +39,7 @@ Details that matter:
  8. The critic's learning rate is the larger one: the actor climbs the current Q, so Q should be accurate first. Yet it
     climbs Q's errors too, and the target repeats them: nothing bounds Q from above. On Walker2d-v4, whose episodes end
     early, losses/q_values rises to thousands within a million steps, and to hundreds with a slower critic
-    (--critic-learning-rate 3e-4), which in two seeds returns three times as much there and 3 % less on HalfCheetah-v4.
+    (--critic-learning-rate 3e-4), which in two seeds returns 3.5 times as much there and 3 % less on HalfCheetah-v4.
 Deviations from the paper (the paper's in brackets): 3 (no terminal states), 4 (one environment, one update a step),
 uncorrelated noise of 0.1 (Ornstein-Uhlenbeck of 0.2), random actions at first, the action enters the critic's first
 layer (second), 256 x 256 units (400, 300), an actor's learning rate of 3e-4 (1e-4), batches of 256 (64), tau 0.005

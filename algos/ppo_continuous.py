@@ -9,7 +9,7 @@ ratio takes away what there is to gain from leaving the policy that acted; a KL 
 
     J = E[ sum_t gamma^t r_t ]                                               objective
     E_{a~pi}[ A ] = E_old[ ratio * A ],  ratio = pi(a|s) / pi_old(a|s)       importance sampling, s from pi_old
-    grad E_old[ ratio * A ] = E_old[ grad log pi A ] at pi = pi_old          the policy gradient
+    grad E_old[ ratio * A ] = E_old[ grad log pi A ] at pi = pi_old          the policy gradient; A = Q - V
     L_clip = E[ min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A) ]          eq. 7 (eps: clip_coef), policy_loss_clip
     L_kl = E[ ratio * A ] - kl_coef * E[ KL(pi_old, pi) ]                    eq. 8, policy_loss_kl (--kl-coef)
     kl_coef doubles where KL > 1.5 * target_kl, halves where KL < target_kl / 1.5      section 4, adapt_kl_coef
@@ -18,7 +18,8 @@ ratio takes away what there is to gain from leaving the policy that acted; a KL 
     loss = -L + vf_coef * E[ (V - (A + V_old))^2 ] / 2 - ent_coef * E[ entropy ]       eq. 9, update_minibatch
 
 Importance sampling corrects the actions only, and its variance grows as pi leaves pi_old: the second moment is
-E_old[ (ratio * A)^2 ] = E_{a~pi}[ ratio * A^2 ]. States are still those of pi_old. Hence the clipping, or the penalty.
+E_old[ (ratio * A)^2 ] = E_{a~pi}[ ratio * A^2 ]. States are still those of pi_old. Hence the clipping, or the penalty:
+L is L_clip or L_kl.
 
     python algos/ppo_continuous.py --env-id Walker2d-v4
     python algos/ppo_continuous.py --env-id Walker2d-v4 --num-seeds 5                      # five agents, one process
@@ -29,12 +30,12 @@ E_old[ (ratio * A)^2 ] = E_{a~pi}[ ratio * A^2 ]. States are still those of pi_o
 Details that matter:
  1. Seed axis: every tensor of a network is [S, ...] and one batched product trains S independent agents. Losses are
     summed over seeds; norms, statistics, minibatches and the KL coefficient are per seed, so no seed affects another.
-    Shapes: S seeds, N environments of each, T steps, B rows (T * N), M of a minibatch, D and A dimensions of
-    observation and action.
+    Shapes: S seeds, N environments of each, T steps, B rows (T * N), M of a minibatch, D and (in shapes only) A
+    dimensions of observation and action.
  2. Next-step auto-reset: the step after `done` ignores its action and returns the first observation of the new
-    episode. That row is not a transition: `valid` masks it out of every loss and statistic.
+    episode. That row, the reset row, is not a transition: `valid` masks it out of every loss and statistic.
  3. obs[t + 1] is the true next observation of every valid row, including an episode's last. So truncation
-    bootstraps from V(obs[t + 1]); termination does not; the trace of GAE is cut at both.
+    bootstraps from V(obs[t + 1]); termination does not; the sum over l ends at both.
  4. Observations are centred and divided by their running standard deviation, whose statistics take in a batch only
     after its update: the ratio of the first minibatch is 1. Rewards are not centred, but divided by the running
     standard deviation of `discounted_sums`, this batch included. Both are clipped to +-10. Evaluation freezes the
@@ -53,7 +54,8 @@ Details that matter:
     count together: global_step grows by num_envs * num_steps * ranks per iteration. Rank 0 evaluates and writes; the
     episodic return and length that it logs are those of its own environments.
 Deviations from the paper (the paper's in brackets): 4, 5, 6, 7, 8, 64 environments of 32 steps (one of 2,048),
-minibatches of 128 (64), a learning rate of 5e-4 at first (3e-4), and the optional clipping of the value.
+minibatches of 128 (64), a learning rate of 5e-4 at first (3e-4), a value loss with a 1/2 (none) and, as an option, with
+clipped values.
 """
 
 import contextlib

@@ -11,10 +11,10 @@ sum_t log pi(a_t|s_t) depends on the parameters.
     J = E[ R(tau) ],  R(tau) = sum_t gamma^t r_t                             objective
     grad J = E[ sum_t grad log pi(a_t|s_t) R(tau) ]                          log-derivative trick, --no-reward-to-go
            = E[ sum_t gamma^t grad log pi(a_t|s_t) (G_t - b(s_t)) ]          an action cannot change the past
-           = E_{s, a ~ d}[ grad log pi(a|s) (Q(s, a) - b(s)) ] / (1 - gamma)  d(s) ~ sum_t gamma^t P(s_t = s)
-    G_t = r_t + gamma * G_{t+1}                                              reward_to_go, in linear time, backwards
+           = E_{s, a ~ d}[ grad log pi(a|s) (Q(s, a) - b(s)) ] / (1 - gamma)  d(s) = (1 - gamma) sum_t gamma^t P(s_t=s)
+    G_t = r_t + gamma * G_{t+1},  Q(s, a) = E[ G_t | s_t = s, a_t = a ]      reward_to_go, in linear time, backwards
     E[ grad log pi(a|s) b(s) ] = b(s) grad sum_a pi(a|s) = b(s) grad 1 = 0   so a baseline b moves the variance only
-    b = sum_{i>0} 0.9^i m_i / sum_{i>0} 0.9^i                                --baseline mean, m_i: mean G i batches ago
+    b = sum_{i>0} 0.9^i m_i / sum_{i>0} 0.9^i                                --baseline mean; m_i: mean G, i batches ago
     b = V(s), by least squares                                               --baseline value
 
     python algos/reinforce.py --env-id CartPole-v1                                         # b = V(s), learned
@@ -24,11 +24,12 @@ sum_t log pi(a_t|s_t) depends on the parameters.
 
 Baselines, and the bias of each:
     none, mean   Whole episodes of up to `horizon` steps: every environment starts anew, contributes its first episode
-                 of the batch and nothing after it: room for a second one would favour short episodes. Nothing is
-                 bootstrapped. The average b is of earlier batches; this batch's own would depend on the actions it
-                 judges. Before its norm is clipped, the gradient has no bias but that of detail 1 and of detail 6: the
-                 scale of rewards depends on the batch, and they are clipped. The price is variance: a sum of H
-                 uncorrelated grad log pi, each times a return of up to H rewards, can vary like H * H^2 = H^3.
+                 of the batch and nothing after it. Only after a short one would there be room for a second, and short
+                 ones would count too often. Nothing is bootstrapped. The average b is of earlier batches; this batch's
+                 own would depend on the actions it judges. Before its norm is clipped, the gradient has no bias but
+                 that of detail 1 and of detail 6: the scale of rewards depends on the batch, and they are clipped. The
+                 price is variance: over H steps, a sum of H uncorrelated grad log pi, each times a return of up to H
+                 rewards, can vary like H * H^2 = H^3.
     value        Environments go on from batch to batch. What comes after the end of a batch or a time limit is replaced
                  by V, whose error is the bias. Except for detail 8 and Adam's epsilon this is `a2c.py --gae-lambda 1
                  --bounds-loss-coef 0` with rarer, larger batches, which Sutton and Barto (2018, chapter 13) would call
@@ -45,7 +46,7 @@ Details that matter:
     more updates. Shapes: S seeds, N environments of each, T steps, B rows (T * N), D and A dimensions of observation
     and action.
  3. Next-step auto-reset: the step after `done` ignores its action and returns the first observation of the new
-    episode. That row is not a transition: `valid` masks it out of every loss and statistic.
+    episode. That row, the reset row, is not a transition: `valid` masks it out of every loss and statistic.
  4. With a learned V, obs[t + 1] is the true next observation of every valid row, including an episode's last. So
     truncation bootstraps from V(obs[t + 1]); termination does not. With none or mean, truncation is an end as well.
  5. A policy is a softmax over actions or a normal, depending on the action space, of a network or (--hidden-size 0)

@@ -5,8 +5,8 @@
 """Soft Actor-Critic (Haarnoja et al., 2018, arXiv:1812.05905).
 
 The idea: maximise reward and entropy. A policy that is as random as its task allows explores by itself; learning from a
-replay uses each step many times. Old transitions stay usable, since y asks today's policy for the next action; slow
-targets keep y from moving with Q.
+replay uses each step many times. Old transitions stay usable, since the value y to which the critics Q are fitted
+asks today's policy for the next action; slow copies of the critics, the targets, keep y from moving with every step.
 
     J = E[ sum_t gamma^t (r_t + alpha * H(pi(.|s_t))) ]                      maximum-entropy objective
     V(s') ~ min_j Q_target_j(s', a') - alpha * log pi(a'|s'),  a' ~ pi       eq. 3, by one draw
@@ -26,7 +26,7 @@ Details that matter:
     are members of the same axis. Losses are summed over seeds, so no seed affects another; each has its own replay.
     Shapes: S seeds, N environments of each, B rows of a batch, D and A dimensions of observation and action.
  2. Next-step auto-reset: the step after `done` ignores its action and returns the first observation of the new
-    episode. That row is not a transition: it is never stored.
+    episode. That row, the reset row, is not a transition: it is never stored.
  3. next_obs is the true next observation, that of an episode's last step included: truncation bootstraps from it,
     termination does not.
  4. utd_ratio is the number of updates per environment step of a seed: 16 updates go with a step of 16 environments.

@@ -9,16 +9,16 @@ step by KL divergence, go in the direction that gains most for a given KL, and n
 
     J = E[ sum_t gamma^t r_t ]                                               objective
     E_{a~pi}[ A ] = E_old[ ratio * A ],  ratio = pi(a|s) / pi_old(a|s)       importance sampling, s from pi_old
-    max_theta  L(theta) = E_old[ ratio * A ]                                 eq. 14, with A for its Q
+    max_theta  L(theta) = E_old[ ratio * A ]                                 eq. 14, with A = Q - V for its Q
     such that  E[ KL(pi_old, pi) ] <= target_kl                              the trust region
-    L ~ L(old) + g^T d,  E[ KL ] ~ d^T F d / 2                               for a small d = theta - theta_old
+    L ~ L(old) + g^T step,  E[ KL ] ~ step^T F step / 2                      for a small step = theta - theta_old
     g = grad L = E_old[ grad log pi A ]                                      there ratio = 1: the policy gradient
     F = Hessian of the mean KL at theta_old, the Fisher matrix
     x = F^-1 g,  x^T F x = g^T F^-1 g                                        natural gradient
     theta = theta_old + sqrt(2 * target_kl / x^T F x) * x                    scaled to the region
     F x = g is solved by conjugate gradient from products F v alone          appendix C, conjugate_gradient
-    F v = grad( (grad KL)^T v ) = D^T M D v                                  fisher_product: D = d outputs / d theta,
-                                                                             M = Hessian of the KL in the outputs
+    F v = grad( (grad KL)^T v ) = K^T C K v                                  fisher_product: K = d outputs / d theta,
+                                                                             C = Hessian of the KL in the outputs
     then backtrack until L has improved and the KL is within target_kl       line_search
     A_t ~ sum_l (gamma * lambda)^l delta_{t+l}                               GAE, compute_gae; normalised for L only
     delta_t = r_t + gamma * (1 - terminated_t) * V(s_{t+1}) - V(s_t)         TD error
@@ -35,11 +35,12 @@ hence the region.
 Details that matter:
  1. Seed axis: every tensor of a network is [S, ...] and one batched product trains S independent agents. Conjugate
     gradient, step and line search are per seed, on vectors [S, P] of all the policy's parameters. Shapes: S seeds, N
-    environments of each, T steps, B rows (T * N), M of a minibatch, D and A dimensions of observation and action.
+    environments of each, T steps, B rows (T * N), M of a minibatch, D and (in shapes only) A dimensions of observation
+    and action.
  2. Next-step auto-reset: the step after `done` ignores its action and returns the first observation of the new
-    episode. That row is not a transition: `valid` masks it out of every loss and statistic.
+    episode. That row, the reset row, is not a transition: `valid` masks it out of every loss and statistic.
  3. obs[t + 1] is the true next observation of every valid row, including an episode's last. So truncation
-    bootstraps from V(obs[t + 1]); termination does not; the trace of GAE is cut at both.
+    bootstraps from V(obs[t + 1]); termination does not; the sum over l ends at both.
  4. The number of conjugate gradient iterations is fixed; once a seed's residual is 1e-10 of its gradient, further ones
     change nothing. cg_damping * I is added to F, or directions that hardly change the policy would get huge steps. It
     counts in x^T F x too, so the whole step's KL (losses/approx_kl) mostly stays below target_kl.
@@ -391,30 +392,30 @@ def unflatten(vectors: Tensor, like: list[Tensor]) -> list[Tensor]:
 
 def fisher_product(policy: tuple[Tensor, ...], kl: Tensor, parameters: list[Tensor], damping: float) -> Callable:
     """The product v -> (F + damping * I) v, [S, P], F the Hessian of `kl` (the mean KL, [S]) at the old parameters.
-    There the gradient of the KL is 0, and F = D^T M D: D the Jacobian of the policy's outputs, M the Hessian of the KL
-    in these. Products with D, M and D^T cost about half of grad((grad KL)^T v), whose other terms are 0."""
+    There the gradient of the KL is 0, and F = K^T C K: K the Jacobian of the policy's outputs, C the Hessian of the KL
+    in these. Products with K, C and K^T cost about half of grad((grad KL)^T v), whose other terms are 0."""
     kl_gradient = torch.autograd.grad(kl.sum(), policy, create_graph=True)  # with respect to the outputs
     u = tuple(torch.zeros_like(part, requires_grad=True) for part in policy)
-    vjp = flatten(torch.autograd.grad(policy, parameters, u, create_graph=True))  # D^T u, linear in u
+    vjp = flatten(torch.autograd.grad(policy, parameters, u, create_graph=True))  # K^T u, linear in u
 
     def product(vector: Tensor) -> Tensor:
-        jvp = torch.autograd.grad((vjp * vector).sum(), u, retain_graph=True)  # D v, as (D^T u)^T v = u^T (D v)
-        curved = torch.autograd.grad(kl_gradient, policy, jvp, retain_graph=True)  # M D v
-        image = torch.autograd.grad(policy, parameters, curved, retain_graph=True)  # D^T M D v
+        jvp = torch.autograd.grad((vjp * vector).sum(), u, retain_graph=True)  # K v, as (K^T u)^T v = u^T (K v)
+        curved = torch.autograd.grad(kl_gradient, policy, jvp, retain_graph=True)  # C K v
+        image = torch.autograd.grad(policy, parameters, curved, retain_graph=True)  # K^T C K v
         return flatten(image) + damping * vector
 
     return product
 
 
 def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
-    """Solve A x = b for each seed from products A v alone; b and x are [S, P], A is positive definite."""
+    """Solve F x = b for each seed from products F v alone; b and x are [S, P], F is positive definite."""
     x, residual, direction = torch.zeros_like(b), b, b
     squared = residual.square().sum(1, keepdim=True)
     solved = 1e-20 * squared  # from there on, quotients of float32's smallest numbers would undo the solution
     for _ in range(iterations):
-        image = product(direction)  # A p, p being the direction
+        image = product(direction)  # F p, p being the direction
         curvature = (direction * image).sum(1, keepdim=True)
-        length = torch.where((squared > solved) & (curvature > 0), squared / curvature, 0.0)  # r^T r / p^T A p
+        length = torch.where((squared > solved) & (curvature > 0), squared / curvature, 0.0)  # r^T r / p^T F p
         x, residual = x + length * direction, residual - length * image
         previous, squared = squared, residual.square().sum(1, keepdim=True)
         direction = residual + torch.where(previous > 0, squared / previous, 0.0) * direction
@@ -458,10 +459,10 @@ def update_policy(agent: Agent, batch: dict[str, Tensor], args: Args) -> dict[st
     gradient = flatten(torch.autograd.grad(surrogate.sum(), parameters, retain_graph=True))
     kl = masked_mean(kl_divergence(old_policy, policy), valid)
     product = fisher_product(policy, kl, parameters, args.cg_damping)
-    direction = conjugate_gradient(product, gradient, args.cg_iterations)  # x = F^-1 g
-    curvature = (direction * product(direction)).sum(1)  # x^T F x
+    natural_gradient = conjugate_gradient(product, gradient, args.cg_iterations)  # x = F^-1 g
+    curvature = (natural_gradient * product(natural_gradient)).sum(1)  # x^T F x
     scale = torch.where(curvature > 0, (2 * args.target_kl / curvature).sqrt(), 0.0)  # a gradient of 0: no step
-    step = scale[:, None] * direction
+    step = scale[:, None] * natural_gradient
     if not agent.discrete:  # log_std is the vector's end; a step that leads below its floor ends there
         step[:, -agent.action_dim :].clamp_(min=args.log_std_min - agent.log_std.detach().squeeze(1))
     with torch.no_grad():
