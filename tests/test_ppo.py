@@ -177,6 +177,18 @@ def test_actions_stay_within_bounds_of_any_kind(ppo):
             assert actions[-1] == 5
 
 
+def test_the_kl_penalty_begins_with_the_coefficient_asked_for(ppo, quick, monkeypatch):
+    seen, update = [], ppo.update_minibatch
+
+    def watched(agent, optimizer, minibatch, kl_coef, args):
+        seen.append(kl_coef.tolist())
+        return update(agent, optimizer, minibatch, kl_coef, args)
+
+    monkeypatch.setattr(ppo, "update_minibatch", watched)
+    ppo.train(ppo.Args(**quick | {"num_seeds": 2, "kl_coef": 10.0}))
+    assert seen[0] == [10, 10]
+
+
 def test_kl_penalty_is_used_and_adapted_per_seed(ppo):
     args = ppo.Args(num_seeds=2, num_envs=4, num_steps=8, num_minibatches=4, kl_coef=1.0, target_kl=1e-9)
     agent, optimizer = learner(ppo, args)
@@ -204,14 +216,18 @@ def test_the_kl_penalty_is_that_from_the_old_policy_to_the_new_with_a_gradient(p
     assert losses["grad_norm"].item() > 0
 
 
-def test_the_share_of_clipped_ratios_counts_both_sides(ppo):
-    args = ppo.Args(num_envs=4, num_steps=8, num_minibatches=1)
+@pytest.mark.parametrize("clip_coef", [0.2, 0.05])
+def test_the_share_of_clipped_ratios_counts_both_sides(ppo, clip_coef):
+    args = ppo.Args(num_envs=4, num_steps=8, num_minibatches=1, clip_coef=clip_coef)
     agent, optimizer = learner(ppo, args)
     batch = ppo.compute_targets(agent, random_rollout(ppo, args), torch.zeros(1, 4), args)
     shift = torch.linspace(-0.4, 0.4, batch["valid"].shape[1])[None]
     batch["old_log_probs"] = batch["old_log_probs"] + shift
-    outside = ((-shift).exp() - 1).abs() > 0.2
+    ratio = (-shift).exp()
+    outside = (ratio - 1).abs() > clip_coef
     losses = ppo.update_minibatch(agent, optimizer, batch, torch.zeros(1), args)
+    loss = ppo.policy_loss_clip(ratio, batch["advantages"], batch["valid"], clip_coef)
+    assert losses["policy_loss"].item() == pytest.approx(loss.item(), abs=1e-5)
     assert losses["clipfrac"].item() == pytest.approx(outside[batch["valid"]].float().mean().item(), abs=1e-6)
 
 
@@ -404,11 +420,13 @@ def test_an_annealed_standard_deviation_falls_linearly_and_is_not_learned(ppo, q
 
     monkeypatch.setattr(ppo, "compute_targets", watched)
     args = ppo.Args(**quick, log_std_init=0.5, log_std_min=-1.5)
-    ppo.train(args)
+    (folder,) = ppo.train(args)
     begun = np.arange(0, args.total_timesteps, args.batch_size) / args.total_timesteps
     assert len(seen) == len(begun) + 1  # the first one makes the batch's tensors
     for log_std, progress in zip(seen[1:], begun, strict=True):
         np.testing.assert_allclose(log_std.numpy(), 0.5 - 2 * progress, atol=1e-6)
+    left = torch.load(folder / "agent.pt", weights_only=True)["agent"]["log_std"]
+    assert torch.equal(left, seen[-1])  # after a last update
 
 
 def test_a_learned_standard_deviation_is_left_to_the_gradient(ppo, quick):

@@ -284,6 +284,31 @@ def test_the_moving_average_is_older_than_the_batch(reinforce):
     batch_mean = first["returns"][valid].mean()
     second = reinforce.compute_targets(agent, rollout, carry, average, args)
     assert torch.allclose(second["weights"][valid], (second["returns"] - batch_mean)[valid])
+    rollout["rewards"] *= 0.5
+    for _ in range(2):
+        last = reinforce.compute_targets(agent, rollout, carry, average, args)
+    baseline = batch_mean * (0.81 + 0.9 + 0.5) / (0.81 + 0.9 + 1)  # the sums of 0.9^i m_i and of 0.9^i
+    assert torch.allclose(last["weights"][valid], (last["returns"] - baseline)[valid])
+
+
+def test_whole_episodes_end_with_the_last_evaluation_and_the_film(reinforce, quick, monkeypatch):
+    """Where another batch might not fit, which is hardly ever total_timesteps."""
+    sizes, evaluate, films = [], reinforce.evaluate, []
+
+    def watched(agent, args, num_episodes, step):
+        sizes.append((num_episodes, step))
+        return evaluate(agent, args, num_episodes, step)
+
+    monkeypatch.setattr(reinforce, "evaluate", watched)
+    monkeypatch.setattr(reinforce, "capture_video", lambda *parts: films.append(parts[2]))
+    changes = {"env_id": "Hopper-v4", "baseline": "none", "final_eval_episodes": 5, "capture_video": "gif"}
+    args = reinforce.Args(**quick | changes)
+    (folder,) = reinforce.train(args)
+    last = int(read_metrics(folder)[-1]["global_step"])
+    assert last < args.total_timesteps
+    assert [episodes for episodes, _ in sizes] == [2, 5]
+    assert sizes[-1][1] == last
+    assert films == [last]
 
 
 @pytest.mark.parametrize("baseline", ["none", "mean", "value"])

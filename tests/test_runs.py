@@ -42,6 +42,7 @@ def without_clock(folder):
 def test_a_run_leaves_its_files(script, quick):
     args = script.Args(num_seeds=2, **quick)
     folders = script.train(args)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     stamp = folders[0].name.rpartition("__")[2]
     assert [f.name for f in folders] == [f"InvertedPendulum-v4__{script.__name__}__{k}__{stamp}" for k in (1, 2)]
     for k, folder in enumerate(folders):
@@ -49,6 +50,7 @@ def test_a_run_leaves_its_files(script, quick):
         assert config["args"]["seed"] == 1 + k
         assert config["args"]["num_seeds"] == 2
         assert config["trained_timesteps"] == args.trained_timesteps
+        assert (config["git_commit"] or "").removesuffix("-dirty") == head  # None without a repository
         assert {"python", "torch", "envpool", "gymnasium", "numpy"} <= set(config["versions"])
         assert config["hardware"]["cores"] == os.cpu_count()
         rows = read_metrics(folder)
@@ -91,7 +93,9 @@ def test_agent_file_acts_as_the_trained_agent_did(script, quick, capsys):
         assert again["return"].mean() == pytest.approx(final[k], abs=1e-3)
         capsys.readouterr()
         script.evaluate_saved(script.Args(evaluate=str(folder), final_eval_episodes=20, env_id=args.env_id))
-        assert "InvertedPendulum-v4" in capsys.readouterr().out
+        name, mean, _, std = capsys.readouterr().out.splitlines()[1].split()
+        assert name == "return"
+        assert (float(mean), float(std)) == pytest.approx((final[k], again["return"].std()), rel=1e-3)
         with open(folder / "evaluation.csv", newline="") as file:
             returns = [float(row["return"]) for row in csv.DictReader(file)]
         assert returns == pytest.approx(again["return"][0], abs=1e-3)
@@ -148,6 +152,7 @@ def test_the_newest_run_of_a_command_is_gone_on_with(script, quick, monkeypatch)
         runs += script.train(script.Args(**quick))
     shutil.copytree(runs[1], f"{runs[1]}_old")  # a backup is not a newer run
     assert script.find_checkpoint(script.Args(**quick | {"resume": "auto"}))[0] == runs[1:]
+    assert script.find_checkpoint(script.Args(**quick | {"resume": "auto", "gamma": 0.5})) == ([], None)
 
 
 def test_checkpoints_are_no_more_frequent_than_asked_for(script, quick, monkeypatch):
@@ -219,7 +224,9 @@ def test_resume_restores_all_that_training_changes(script, quick, monkeypatch):
         quick |= {"save_replay": True}
     first = script.train(script.Args(**quick))
     saved = torch.load(first[0] / "checkpoint.pt", weights_only=True)
-    more = script.train(script.Args(**quick | {"resume": str(first[0])}))  # complete: nothing is left to do
+    recent = np.mean(saved["episodes"][0], axis=0)[0]
+    assert read_metrics(first[0])[-1]["episodic_return"] == f"{recent:.8g}"
+    more = script.train(script.Args(**quick | {"resume": str(first[0] / "checkpoint.pt")}))  # nothing is left to do
     assert more == first
     given, capture = {}, script.capture
 
@@ -453,6 +460,9 @@ def test_video(script, quick):
         assert np.abs(frames[0].astype(int) - frames[-1].astype(int)).max() > 50  # something moves
         films.append(frames)
     assert any((one != other).any() for one, other in zip(*films, strict=False))
+    if script.__name__ == "a2c":
+        script.evaluate_saved(script.Args(evaluate=str(folder), capture_video="mp4", final_eval_episodes=1))
+        assert len(imageio.mimread(folder / "videos" / "episode.mp4")) > 5
 
 
 def test_runs_of_the_same_second_do_not_share_a_folder(script, quick, monkeypatch):
@@ -517,6 +527,19 @@ def test_bad_input_is_refused_in_one_line(script, quick, case, capsys):
 
     assert expected in refusal(capsys, run)
     assert not Path(quick["run_dir"]).exists()
+
+
+@pytest.mark.parametrize("name", ["gae_lambda", "tau", "line_search_decay"])
+def test_a_weight_above_1_is_refused(script, capsys, name):
+    if not hasattr(script.Args, name):
+        pytest.skip("an option that this script does not have")
+    assert name in refusal(capsys, lambda: script.Args(**{name: 1.5}))
+
+
+@pytest.mark.parametrize("script", ["a2c", "trpo", "reinforce"], indirect=True)
+def test_numbered_actions_are_counted_from_the_tasks_first(script):
+    agent = script.Agent(gymnasium.spaces.Box(-1, 1, (2,)), gymnasium.spaces.Discrete(3, start=5), script.Args())
+    assert agent.to_task(torch.tensor([[[0.0], [2.0]]])).flatten().tolist() == [5, 7]
 
 
 def test_discrete_actions_are_refused(ppo, quick, capsys):

@@ -32,20 +32,22 @@ def echo_envs(args, env_seeds, render_mode=None):
 @each_on_policy
 def test_a_rollout_is_what_happened(script, quick, monkeypatch):
     """Each row that counts is a transition that the task made, its end is of the right kind, the observation after it
-    is the true one, and the action is the policy's own: of the task's bounds -2 and 2 the reward tells."""
+    is the true one, and the action is the policy's own: of the task's bounds -2 and 2 the reward tells. The statistics
+    that normalise are those of all rows that count."""
     seen, compute = [], script.compute_targets
 
     def watched(agent, rollout, *rest):
         means = agent.actor(agent.normalize(script.seeds_first(rollout["obs"][:-1]))).detach()
-        seen.append((means, {name: tensor.clone() for name, tensor in rollout.items()}))
+        seen.append((means, {name: tensor.clone() for name, tensor in rollout.items()}, agent))
         return compute(agent, rollout, *rest)
 
     monkeypatch.setattr(script, "compute_targets", watched)
     monkeypatch.setattr(script, "make_envs", echo_envs)
     monkeypatch.setattr(script.torch, "randn_like", torch.zeros_like)  # actions are the means
     task = {"env_id": "Echo", "num_seeds": 2, "num_envs": 3, "total_timesteps": 240, "num_evaluations": 0}
-    script.train(script.Args(**quick | task))
-    for means, rollout in seen[-5:]:
+    args = script.Args(**quick | task)
+    script.train(args)
+    for means, rollout, _ in seen[-5:]:
         torch.testing.assert_close(script.seeds_first(rollout["actions"]), means)
         assert torch.equal(rollout["valid"][1:], ~rollout["done"][:-1])
         for t, seed, n in np.argwhere(rollout["valid"].numpy()):
@@ -58,6 +60,64 @@ def test_a_rollout_is_what_happened(script, quick, monkeypatch):
             action = rollout["actions"][t, seed, n, 0].item()
             assert rollout["rewards"][t, seed, n].item() == pytest.approx(2 * np.clip(action, -1, 1), abs=1e-6)
             assert rollout.get("age", rollout["obs"][..., 2])[t, seed, n] == i
+    running, observed, sums = torch.zeros(2, 3), ([], []), ([], [])
+    for _, rollout, _ in seen:
+        for obs, reward, valid, done in zip(*(rollout[x] for x in ("obs", "rewards", "valid", "done")), strict=False):
+            running = torch.where(valid, args.gamma * running + reward, running)
+            for k in range(2):
+                observed[k].append(obs[k][valid[k]])
+                sums[k].append(running[k][valid[k]])
+            running[done] = 0
+    agent = seen[-1][2]
+    for stats, rows in ((agent.obs_stats, observed), (agent.return_stats, sums)):
+        for k in range(2):
+            own = torch.cat(rows[k]).reshape(-1, stats.mean.shape[-1])
+            torch.testing.assert_close(stats.mean[k, 0], own.mean(0), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(stats.var[k, 0], own.var(0, correction=0), rtol=1e-3, atol=1e-5)
+
+
+@each_on_policy
+def test_seeds_explore_apart_with_the_standard_deviation_of_the_policy(script, quick, monkeypatch):
+    noise, compute = [], script.compute_targets
+
+    def watched(agent, rollout, *rest):
+        if rollout["valid"].any():
+            means = agent.actor(agent.normalize(script.seeds_first(rollout["obs"][:-1])))
+            noise.append((script.seeds_first(rollout["actions"]) - means).detach() / agent.log_std.detach().exp())
+        return compute(agent, rollout, *rest)
+
+    monkeypatch.setattr(script, "compute_targets", watched)
+    script.train(script.Args(**quick | {"num_seeds": 2, "log_std_init": 0.5}))  # so wide that bounds would show
+    rows = torch.cat(noise, dim=1).squeeze(-1)
+    assert rows.std(1).tolist() == pytest.approx([1, 1], abs=0.1)
+    assert abs(torch.corrcoef(rows)[0, 1]) < 0.15
+
+
+@pytest.mark.parametrize("script", ["ppo_continuous", "trpo"], indirect=True)
+def test_each_epoch_takes_every_row_once_in_an_order_of_its_own(script, quick, monkeypatch):
+    part = {"ppo_continuous": "update_minibatch", "trpo": "update_critic"}[script.__name__]
+    batches, minibatches, compute, step = [], [], script.compute_targets, getattr(script, part)
+
+    def rows_of(rows):
+        return torch.cat([rows[name].reshape(*rows["valid"].shape, -1).float() for name in names], -1)
+
+    def watched(*parts):
+        batches.append(compute(*parts))
+        return batches[-1]
+
+    def watched_step(agent, optimizer, minibatch, *rest):
+        minibatches.append(rows_of(minibatch))
+        return step(agent, optimizer, minibatch, *rest)
+
+    names = ("obs", "returns", "valid") + ("actions", "advantages") * (part == "update_minibatch")
+    monkeypatch.setattr(script, "compute_targets", watched)
+    monkeypatch.setattr(script, part, watched_step)
+    script.train(script.Args(**quick | {"num_seeds": 2, "total_timesteps": 64}))  # an iteration, of 2 epochs
+    epochs = [torch.cat(minibatches[i : i + 4], 1) for i in (0, 4)]
+    for epoch in epochs:
+        for taken, rows in zip(epoch.tolist(), rows_of(batches[-1]).tolist(), strict=True):
+            assert sorted(taken) == sorted(rows)
+    assert not torch.equal(*epochs)
 
 
 @each_on_policy
@@ -102,15 +162,23 @@ def test_observations_and_rewards_are_clipped(script):
 
 
 @each_on_policy
-def test_how_well_values_fit_is_told_as_it_is(script):
-    """The value loss and the explained variance of a rollout, by hand."""
+def test_the_losses_of_a_rollout_are_told_as_they_are(script):
+    """The policy's and V's, the explained variance and the entropy, by hand."""
     args = script.Args(num_envs=4, num_steps=8)
     agent, rollout = script.Agent(*WALKER, args), random_rollout(script, args) | {"age": torch.zeros(8, 1, 4)}
+    agent.log_std.data.fill_(-0.4)
     extra = [torch.zeros(1, 2)] if script.__name__ == "reinforce" else []
     parts = (rollout, torch.zeros(1, 4), *extra, args)
     batch = script.compute_targets(*copy.deepcopy((agent, *parts)))
     returns = batch["returns"][batch["valid"]]
     error = (returns - agent.critic(batch["obs"]).squeeze(-1)[batch["valid"]]).detach()
+    normal = torch.distributions.Normal
+
+    def log_probs():
+        own = normal(agent.actor(batch["obs"]), agent.log_std.exp()).log_prob(batch["actions"]).sum(-1)
+        return own[batch["valid"]].detach()
+
+    old_log_probs = log_probs()
     still = torch.optim.SGD([parameter for parameter in agent.parameters() if parameter.requires_grad], 0.0)
     if script.__name__ == "ppo_continuous":
         losses = script.update_minibatch(agent, still, batch, torch.zeros(1), args)
@@ -122,6 +190,15 @@ def test_how_well_values_fit_is_told_as_it_is(script):
     share = 1 - (error.var(correction=0) / returns.var(correction=0)).item()
     assert losses["explained_variance"].item() == pytest.approx(share, rel=1e-3, abs=1e-4)
     assert losses["value_loss"].item() == pytest.approx(error.square().mean().item() / 2, rel=1e-4)
+    spread = normal(0.0, agent.log_std.detach().exp())  # TRPO's is of the policy after its step, like its policy loss
+    assert losses["entropy"].item() == pytest.approx(spread.entropy().sum().item(), rel=1e-5)
+    weights = batch["weights" if script.__name__ == "reinforce" else "advantages"][batch["valid"]]
+    of_ratio = script.__name__ in ("ppo_continuous", "trpo")
+    gains = weights * ((log_probs() - old_log_probs).exp() if of_ratio else old_log_probs)
+    rows = batch["valid"].numel() if script.__name__ == "reinforce" else len(gains)
+    assert losses["policy_loss"].item() == pytest.approx(-gains.sum().item() / rows, rel=1e-4, abs=1e-6)
+    if script.__name__ == "trpo":
+        assert losses["step_length"].item() in [pytest.approx(args.line_search_decay**j) for j in range(10)]
 
 
 def test_curves_are_means_since_the_last_report(script, quick, monkeypatch):
@@ -197,7 +274,9 @@ def test_the_returns_that_a_run_reports(script, quick, monkeypatch):
         # 640 steps are 213 episodes of two and a reset each; the last 100 are those from 114 on
         assert row["episodic_return"] == f"{2 * pay * np.mean(range(114, 214)):.8g}"
         assert row["eval_return"] == str(2 * pay)
-        assert EventAccumulator(str(folder)).Reload().Scalars("charts/episodic_length")[-1].value == 2
+        events = EventAccumulator(str(folder)).Reload()
+        assert events.Scalars("charts/episodic_length")[-1].value == 2
+        assert [event.value for event in events.Scalars("eval/episodic_return")] == [2 * pay] * 2
 
 
 def test_each_pool_has_its_own_seeds_and_size(script, quick, monkeypatch):
@@ -233,6 +312,10 @@ def test_the_clock_stands_still_while_agents_are_evaluated(script, quick, monkey
     now[0] = 102.0
     log.report(640, log.clock(), {}, None)
     log.close()
+    now[0] = 107.0
+    script.save_run(args, log, script.Agent(*WALKER, args), {}, 700)
+    assert script.load(log.folders[0], "checkpoint")["seconds"] == 6 + 5  # a checkpoint between two reports
+    assert [event.value for event in EventAccumulator(str(log.folders[1])).Reload().Scalars("charts/SPS")] == [160, 320]
     rows = [[float(row[name]) for name in ("wall_seconds", "steps_per_second")] for row in read_metrics(log.folders[1])]
     assert rows == [[4, 160], [6, 320]]  # of both seeds together
 
@@ -260,7 +343,7 @@ def test_a_resumed_log_has_each_point_once_and_remembers_its_episodes(script, qu
             log.report(step, log.seconds + 1, {}, None)
         log.close()
     events = EventAccumulator(str(folders[0])).Reload()
-    assert [event.step for event in events.Scalars("charts/SPS")] == [320, 640]
+    assert [(event.step, event.value) for event in events.Scalars("charts/SPS")] == [(320, 320), (640, 320)]
     for tag, value in (("episodic_return", 5.0), ("episodic_length", 7.0)):
         assert [(event.step, event.value) for event in events.Scalars(f"charts/{tag}")] == [(640, value)]
     assert [row["global_step"] for row in read_metrics(folders[0])] == ["320", "640"]
@@ -276,7 +359,7 @@ def test_evaluating_an_agent_takes_the_task_that_it_was_trained_on(script, quick
 def test_evaluating_an_agent_takes_the_changed_task_and_writes_each_episode(script, quick):
     (folder,) = script.train(script.Args(**quick))
     changed = {"env_kwargs": {"max_episode_steps": "3"}, "final_eval_episodes": 4}
-    script.evaluate_saved(script.Args(evaluate=str(folder), **changed))
+    script.evaluate_saved(script.Args(evaluate=str(folder / "agent.pt"), **changed))
     with open(folder / "evaluation.csv", newline="") as file:
         assert [(float(row["return"]), float(row["length"])) for row in csv.DictReader(file)] == [(3, 3)] * 4
 
@@ -304,6 +387,35 @@ def descend(script, agent, rollout, args):
     extra = [torch.zeros(1, 2)] if script.__name__ == "reinforce" else []
     rollout = rollout | {"age": torch.zeros_like(rollout["rewards"])}
     script.update(agent, torch.optim.SGD(agent.parameters(), 0.1), rollout, torch.zeros(1, 4), *extra, args)
+
+
+COEFFICIENTS = {"vf_coef": "critic", "ent_coef": "log_std", "bounds_loss_coef": "actor"}
+
+
+@pytest.mark.parametrize("coefficient", COEFFICIENTS)
+@pytest.mark.parametrize("script", ["ppo_continuous", "a2c", "reinforce"], indirect=True)
+def test_a_coefficient_weighs_its_loss(script, coefficient):
+    """The gradient is linear in it."""
+    if not hasattr(script.Args, coefficient):
+        pytest.skip("an option that this script does not have")
+    moved = []
+    for weight in (0.0, 0.3, 0.9):
+        options = {"anneal_log_std": False, "num_minibatches": 1} if script.__name__ == "ppo_continuous" else {}
+        args = script.Args(num_envs=4, num_steps=8, max_grad_norm=1e9, **options | {coefficient: weight})
+        agent, rollout = script.Agent(*WALKER, args), random_rollout(script, args)
+        agent.actor[-1].bias.data.fill_(1.5)  # out of bounds
+        before = {name: parameter.detach().clone() for name, parameter in agent.named_parameters()}
+        if script.__name__ == "ppo_continuous":
+            iteration(script, agent, torch.optim.SGD(agent.parameters(), 0.1), rollout, args, epochs=1)
+        else:
+            descend(script, agent, rollout, args)
+        steps = [
+            (p - before[name]).flatten() for name, p in agent.named_parameters() if COEFFICIENTS[coefficient] in name
+        ]
+        moved.append(torch.cat(steps).detach())
+    zero, once, thrice = moved
+    assert (once - zero).norm() > 1e-3
+    torch.testing.assert_close(thrice - zero, 3 * (once - zero), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("script", ["a2c", "reinforce"], indirect=True)
@@ -336,6 +448,13 @@ def test_the_standard_deviation_stays_above_its_floor(script):
         rollout["rewards"] = rollout["valid"].float()
         descend(script, agent, rollout, args)
         assert (agent.log_std >= -1.0).all() if floor == -1.0 else (agent.log_std < -1.0).any()
+
+
+def test_sac_learns_at_the_rate_asked_for(sac, quick, monkeypatch):
+    seen, update = [], sac.update
+    monkeypatch.setattr(sac, "update", lambda *parts: seen.append(parts) or update(*parts))
+    sac.train(sac.Args(**quick | {"learning_rate": 2e-4}))
+    assert [adam.param_groups[0]["lr"] for adam in seen[0][4:6]] == [2e-4] * 2
 
 
 def test_the_critic_has_its_own_learning_rate(ddpg, quick, monkeypatch):
