@@ -81,7 +81,7 @@ def naming(path: Path) -> Iterator[None]:
 def checked_result(folder: Path) -> dict[int, dict[str, np.ndarray]]:
     meta, rows = json.loads((folder / "run.json").read_text()), read_rows(folder / "metrics.csv")
     seeds: dict[int, dict[str, np.ndarray]] = {}
-    for seed in sorted({int(row["seed"]) for row in rows if row["seed"]}):
+    for seed in sorted({int(row["seed"]) for row in rows}):
         own = [row for row in rows if row["seed"] == str(seed)]
         if any(value is None for row in own for value in row.values()):
             raise ValueError(f"a row of seed {seed} is cut off")
@@ -99,10 +99,9 @@ def checked_result(folder: Path) -> dict[int, dict[str, np.ndarray]]:
         raise ValueError("its seeds have reported at different steps")
     if len({np.isfinite(columns["eval_return"]).sum() for columns in seeds.values()}) > 1:
         raise ValueError("its seeds have different numbers of evaluations")
-    if len(seeds) != meta["args"]["num_seeds"]:
-        raise ValueError(f"{len(seeds)} seeds, not {meta['args']['num_seeds']}")
-    if min(seeds) != meta["args"]["seed"]:
-        raise ValueError(f"seeds from {min(seeds)} on, not from {meta['args']['seed']}")
+    first, count = meta["args"]["seed"], meta["args"]["num_seeds"]
+    if list(seeds) != list(range(first, first + count)):
+        raise ValueError(f"its seeds are {list(seeds)}, not {count} from {first} on")
     return seeds
 
 

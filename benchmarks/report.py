@@ -29,7 +29,7 @@ import stats
 import tyro
 from compare import compare
 from fingerprint import circumstances, command, differences, fingerprint, named
-from reading import OF_A_CELL, OF_THE_MACHINE, differing, read_result, read_rows, refilled
+from reading import OF_A_CELL, OF_THE_MACHINE, differing, naming, read_result, read_rows, refilled
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -839,9 +839,11 @@ def main(args: Args) -> int:
                     raise ValueError(f"{cell} is of {steps:,} steps, the table of {STEPS:,}: shorter/ is for others")
             if arguments:
                 one_set_of_defaults(algo, arguments)
-        for path in sorted(args.results.glob("**/run.json")):
-            if refilled(json.loads(path.read_text())):
-                complaints.append(f"resumed without its replay, so it learned less than its steps say: {path.parent}")
+        for cell in sorted(path.parent for path in args.results.glob("**/run.json")):
+            read_result(cell)  # those too of which no page has a table
+            with naming(cell):
+                if refilled(json.loads((cell / "run.json").read_text())):
+                    complaints.append(f"resumed without its replay, so it learned less than its steps say: {cell}")
         files = contents(args, results)
     except ValueError as error:
         print(f"report.py: error: {error}", file=sys.stderr)

@@ -212,11 +212,11 @@ def leanrl(algo: str, env_id: str, device: str, checkout: Path, python: Path) ->
     return float(re.findall(r"([\d.]+) sps", shown)[-1])
 
 
-def seconds_to_goal(algo: str, env_id: str, num_seeds: int, goal: float) -> float:
+def seconds_to_goal(algo: str, env_id: str, device: str, num_seeds: int, goal: float) -> float:
     """Training seconds of the script until the mean over its seeds of the training return reaches the goal."""
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, f"algos/{algo}.py", "--env-id", env_id, "--num-seeds", str(num_seeds)]
-        words += ["--num-evaluations", "0", "--run-dir", folder]
+        words += ["--num-evaluations", "0", "--run-dir", folder, "--device", device]
         run_quietly(words, cwd=ROOT)
         runs = [read_rows(path) for path in sorted(Path(folder).glob("*/metrics.csv"))]
     for rows in zip(*runs, strict=True):
@@ -374,7 +374,10 @@ def main(args: Args) -> None:
                     continue
                 values[name].append(json.loads(done.stdout.splitlines()[-1]))
                 print(f"{algo} {repeat + 1}/{args.repeats}  {name:<42}{values[name][-1]:18,.0f}", flush=True)
-        if not all(f"{algo}, {seeds_text(seeds)}" in values for seeds in numbers_of_seeds(algo, args)):
+        counts = numbers_of_seeds(algo, args)
+        needed = {f"{algo}, {seeds_text(n)}" for n in counts}
+        needed |= {f"EnvPool alone, {NUM_ENVS[algo] * n} environments" for n in counts}
+        if not needed <= values.keys():
             failed.append(algo)
             continue
         result = summary(algo, args, values)
@@ -390,7 +393,7 @@ def main(args: Args) -> None:
             result["parts"][seeds_text(seeds)] = json.loads(done.stdout[done.stdout.index("{") :])
             keep(result, args)
         if args.return_goal is not None:
-            seconds = {f"{algo}, 1 seed": seconds_to_goal(algo, args.env_id, 1, args.return_goal)}
+            seconds = {f"{algo}, 1 seed": seconds_to_goal(algo, args.env_id, args.device, 1, args.return_goal)}
             if args.peers and algo != "reinforce":
                 seconds["Stable-Baselines3"] = sb3(algo, args.env_id, args.return_goal)
             result["seconds_to_return"] = {"return": args.return_goal, **seconds}

@@ -11,11 +11,13 @@ import sys
 import time
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, load_script
 from test_off_policy import parts
+from test_ppo import WALKER
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.append(str(ROOT / "benchmarks"))
@@ -198,6 +200,59 @@ def test_a_cell_that_cannot_be_started_or_is_done_by_now_does_not_stop_the_other
     assert "a2c on Ant-v4: cannot be started: no place for its output" in capsys.readouterr().out
 
 
+def test_a_run_that_failed_is_not_gathered_whatever_it_has_left(tmp_path, monkeypatch, capsys):
+    """A seed that diverged ends the run with status 1, its metrics complete."""
+    run = load_script(ROOT / "benchmarks" / "run.py")
+    args = run.Args(run_dir=tmp_path / "runs", results=tmp_path / "results")
+    job = run.Job("a2c", "Hopper-v4", args, [])
+
+    class Launcher:
+        slots = 1
+
+        def start(self, job):
+            job.output.write_text("")
+
+        def poll(self, job):
+            return 1
+
+        def how(self):
+            return {}
+
+    monkeypatch.setattr(run, "fingerprint_or_none", lambda *_: None)
+    monkeypatch.setattr(run.Job, "folders", lambda self: [tmp_path])
+    monkeypatch.setattr(run.Job, "steps", lambda self: 0)
+    monkeypatch.setattr(run.Job, "gather", lambda *_: pytest.fail("gathered"))
+    job.runs.mkdir(parents=True)
+    assert run.run_matrix([job], Launcher(), args) == 1
+    assert "a2c on Hopper-v4: failed with exit status 1" in capsys.readouterr().out
+
+
+def test_only_the_same_command_is_complete(tmp_path):
+    run = load_script(ROOT / "benchmarks" / "run.py")
+    args = run.Args(results=tmp_path)
+    job = run.Job("a2c", "Hopper-v4", args, ["--gamma", "0.9"])
+    assert not run.is_complete(job)
+    job.result.mkdir(parents=True)
+    (job.result / "run.json").write_text(json.dumps({"command": f"python {' '.join(job.command)} --env-threads 1"}))
+    assert run.is_complete(job)
+    for others in ({"total_timesteps": 640}, {"seed": 1}, {"num_seeds": 3}):
+        assert not run.is_complete(run.Job("a2c", "Hopper-v4", run.Args(results=tmp_path, **others), job.extra)), others
+    for extra in ([], ["--gamma", "0.99"], [*job.extra, "--no-norm-adv"]):
+        assert not run.is_complete(run.Job("a2c", "Hopper-v4", args, extra)), extra
+
+
+@pytest.mark.parametrize("algo", ["a2c", "ppo_continuous"])
+def test_a_sampled_action_is_the_policys_own(algo):
+    module, script = load_script(ROOT / "benchmarks" / "sampled.py"), load_script(ROOT / "algos" / f"{algo}.py")
+    agent = script.Agent(WALKER[0], gymnasium.spaces.Box(-9, 9, (2,)), script.Args(num_seeds=2))
+    agent.log_std.data.fill_(-2.0)
+    obs = torch.ones(2, 5000, 5)
+    with torch.no_grad():
+        noise = (module.sampled_action(script, agent, obs) - agent.deterministic_action(obs)) / 9
+    assert noise.std(1).flatten().tolist() == pytest.approx([np.exp(-2)] * 4, rel=0.05)
+    assert noise.mean(1).abs().max() < 0.01
+
+
 @pytest.fixture
 def training(tmp_path):
     """A harness in the middle of a cell: its command, its process, and the id of the process that trains."""
@@ -355,8 +410,16 @@ def test_a_run_counts_its_mean_rate_by_hand(algo, start, monkeypatch):
         rows = [f"{start},0"] * (start > 0) + [f"{start + 100 * k},{k if k < 10 else 14}" for k in range(1, 11)]
         (folder / "metrics.csv").write_text("\n".join(["global_step,wall_seconds", *rows, ""]))
 
+        seen.extend(words)
+
+    seen = []
     monkeypatch.setattr(speed, "run_quietly", run)
-    assert speed.ours(algo, "X-v4", "cpu", 2) == pytest.approx(2 * 700 / 11)  # not the median interval's 200
+    rate = speed.ours(algo, "X-v4", "cuda", 2, "--compile", "--torch-threads", "1")
+    assert rate == pytest.approx(2 * 700 / 11)  # not the median interval's 200
+    asked = {"--env-id": "X-v4", "--device": "cuda", "--num-seeds": "2", "--num-evaluations": "0"}
+    for name, value in (asked | {"--torch-threads": "1"}).items():
+        assert seen[seen.index(name) + 1] == value
+    assert "--compile" in seen
 
 
 def test_ratios_of_measured_speeds_by_hand():
@@ -431,6 +494,36 @@ def test_speed_knows_the_default_number_of_environments(script):
     assert speed.NUM_ENVS[script.__name__] == script.Args.num_envs
 
 
+def test_a_peer_with_our_sizes_has_them():
+    speed = load_script(ROOT / "benchmarks" / "speed.py")
+    ppo, a2c, trpo = (load_script(ROOT / "algos" / f"{algo}.py").Args() for algo in ("ppo_continuous", "a2c", "trpo"))
+    size, length = "Stable-Baselines3, our minibatch size", "Stable-Baselines3, our rollout length"
+    peers = {algo: speed.measurements(algo, speed.Args()) for algo in ("ppo_continuous", "a2c", "trpo")}
+    assert peers["ppo_continuous"][size].keywords == {"batch_size": ppo.minibatch_size}
+    assert peers["a2c"][length].keywords == {"n_steps": a2c.num_steps}
+    assert peers["trpo"]["sb3-contrib, our number of steps"].keywords == {
+        "batch_size": trpo.minibatch_size, "n_critic_updates": trpo.value_epochs, "cg_max_steps": trpo.cg_iterations
+    }  # fmt: skip
+
+
+def test_what_cannot_be_measured_leaves_the_other_algorithms(tmp_path, monkeypatch):
+    speed = load_script(ROOT / "benchmarks" / "speed.py")
+
+    def worker(words, **_):
+        if "EnvPool alone" in words[words.index("--worker") + 1] and "a2c" in words:
+            return subprocess.CompletedProcess(words, 1, "")
+        return subprocess.CompletedProcess(words, 0, "100.0")
+
+    measured = []
+    monkeypatch.setattr(speed.subprocess, "run", lambda words, **how: worker(words) if "--worker" in words else done)
+    done = subprocess.CompletedProcess([], 1, "")  # of parts.py
+    monkeypatch.setattr(speed, "keep", lambda result, args: measured.append(result["algo"]))
+    monkeypatch.setattr(speed, "versions", lambda args: {})
+    with pytest.raises(SystemExit, match="not measured: a2c, parts of trpo"):
+        speed.main(speed.Args(algos=("a2c", "trpo"), repeats=1, output=tmp_path))
+    assert measured == ["trpo"]
+
+
 @pytest.mark.parametrize("algo", ["sac", "ddpg"])
 def test_operations_of_an_update_against_pytorchs_counter(algo):
     """The share of the machine's matrix product rests on this number."""
@@ -490,21 +583,24 @@ def test_a_truncated_result_is_refused_by_name(tmp_path):
         ("metrics.csv", "98.000,99.000", "abc,99.000"),
         ("metrics.csv", "2,500,", "2,501,"),
         ("run.json", "trained_timesteps", "another"),
+        ("metrics.csv", "\n3,", "\n4,"),
+        ("metrics.csv", "\n3,", "\n,"),
         ("run.json", '"seed": 1', '"seed": 2'),
         ("run.json", "}", ""),
     ],
 )
-def test_a_broken_result_is_refused_by_name(file, old, new, tmp_path):
-    folder = tmp_path / "a2c" / "Hopper-v4"
+@pytest.mark.parametrize("place", ["a2c", "seeds_1_to_5/a2c"])
+def test_a_broken_result_is_refused_by_name(file, old, new, place, tmp_path, capsys):
+    report = load_script(ROOT / "benchmarks" / "report.py")
+    folder = tmp_path / place / "Hopper-v4"
     write_result(folder, [101.5, 99.0, 103.2])
     text = (folder / file).read_text()
     assert old in text
     (folder / file).write_text(text.replace(old, new))
-    words = [sys.executable, str(ROOT / "benchmarks" / "report.py"), "--check", "--results", str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"report.py: error: {folder}: ")
-    assert len(done.stderr.splitlines()) == 1
+    assert report.main(report.Args(results=tmp_path, check=True)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"report.py: error: {folder}: ")
+    assert len(error.splitlines()) == 1
 
 
 def test_seeds_of_several_processes_are_joined(tmp_path):
@@ -536,7 +632,8 @@ def test_seeds_of_several_processes_are_joined(tmp_path):
     for old, new, complaint in (
         ("2.13.0", "2.12.0", "differs from .* in versions"),
         ('"norm": 1.0', '"norm": 2.0', "computes something else .*: norm was 1"),
-        ('"num_seeds": 1', '"num_seeds": 2', "1 seeds, not 2"),
+        ('"env_kwargs": {}', '"env_kwargs": {"healthy_reward": "0"}', "differs from .* in env_kwargs"),
+        ('"num_seeds": 1', '"num_seeds": 2', r"its seeds are \[3\], not 2 from 3 on"),
     ):
         assert old in whole
         path.write_text(whole.replace(old, new))
@@ -544,12 +641,17 @@ def test_seeds_of_several_processes_are_joined(tmp_path):
             join.join([part / "a2c" / "Hopper-v4" for part in parts])
     with pytest.raises(ValueError, match=r"the seeds are \[1, 2, 1, 2\]"):
         join.join([tmp_path / "b" / "a2c" / "Hopper-v4"] * 2)
+    write_result(tmp_path / "c" / "a2c" / "Hopper-v4", [4.0], first_seed=4)
+    path = tmp_path / "c" / "a2c" / "Hopper-v4" / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprint": {"norm": 1.0}}))
+    with pytest.raises(ValueError, match=r"the seeds are \[1, 2, 4\]"):
+        join.join([tmp_path / part / "a2c" / "Hopper-v4" for part in "bc"])
 
 
 def test_a_table_of_several_settings_is_refused_and_what_is_missing_named(tmp_path):
     report = load_script(ROOT / "benchmarks" / "report.py")
     for task, gamma in (("Ant-v4", 0.99), ("Hopper-v4", 0.9)):
-        write_result(tmp_path / "a2c" / task, [1.0, 2.0], gamma=gamma, env_threads=int(10 * gamma))
+        write_result(tmp_path / "a2c" / task, [1.0, 2.0], gamma=gamma, env_threads=int(100 * gamma))
     (tmp_path / "sac" / "Ant-v4").mkdir(parents=True)
     words = [sys.executable, str(ROOT / "benchmarks" / "report.py"), "--results", str(tmp_path)]
     done = subprocess.run([*words, "--check", "--no-fingerprints"], capture_output=True, text=True)
@@ -560,7 +662,8 @@ def test_a_table_of_several_settings_is_refused_and_what_is_missing_named(tmp_pa
     done = subprocess.run([*words, "--check", "--no-fingerprints"], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stdout.startswith(f"left out, because nothing is gathered yet: {tmp_path / 'sac' / 'Ant-v4'}\n")
-    assert report.one_set_of_defaults("a2c", {"Ant-v4": {"seed": 1}}) is None
+    with pytest.raises(ValueError, match="a2c on Hopper-v4 was trained with another seed than on Ant-v4"):
+        report.one_set_of_defaults("a2c", {"Ant-v4": {"seed": 11}, "Hopper-v4": {"seed": 1}})
 
 
 def test_a_result_that_learned_nothing_while_its_replay_was_refilled_is_named(tmp_path):

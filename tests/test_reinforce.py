@@ -389,6 +389,9 @@ def test_variances_of_the_estimators_are_measured(tmp_path):
     assert variances[0] > 5 * variances[3]
     for numbers in list(found.values())[:-1]:
         assert numbers["distance_of_means"] < 3 * numbers["standard_error_of_distance"]
+        # a difference spreads by no more than both together
+        both = numbers["variance"] ** 0.5 + variances[-1] ** 0.5
+        assert numbers["standard_error_of_distance"] * 40**0.5 <= both
 
 
 def test_episodes_that_the_horizon_cuts_count_in_the_statistics(reinforce, quick, monkeypatch):

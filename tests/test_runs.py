@@ -139,10 +139,14 @@ def test_threads_are_as_many_as_the_cores_that_the_process_may_use(script, monke
     monkeypatch.setattr(script.os, "sched_getaffinity", lambda _: {5}, raising=False)
     seen, make = [], script.envpool.make
     monkeypatch.setattr(script.envpool, "make", lambda *words, **rest: seen.append(rest) or make(*words, **rest))
+    torch.set_num_threads(3)
     args = script.Args(env_threads=0, torch_threads=0, device="cpu")
     script.make_envs(args, [1, 2, 3]).close()
     script.select_device(args)
     assert (seen[0]["num_threads"], torch.get_num_threads()) == (1, 1)
+    script.make_envs(script.Args(env_threads=2), [1, 2, 3]).close()
+    script.select_device(script.Args(torch_threads=2, device="cpu"))
+    assert (seen[1]["num_threads"], torch.get_num_threads()) == (2, 2)
 
 
 def test_the_newest_run_of_a_command_is_gone_on_with(script, quick, monkeypatch):
@@ -565,7 +569,8 @@ def test_bad_checkpoints_are_refused(script, quick, capsys):
     assert "gamma" in message
     assert "num_envs" in message
     assert "total_timesteps" in refusal(capsys, lambda: script.train(script.Args(**resume | {"total_timesteps": 320})))
-    assert "agent" in refusal(capsys, lambda: script.load(folder / "agent.pt", "checkpoint"))
+    message = refusal(capsys, lambda: script.load(folder / "agent.pt", "checkpoint"))
+    assert f"is a {script.__name__} agent, not a {script.__name__} checkpoint" in message
     saved = torch.load(path, weights_only=True)
     whole = path.read_bytes()
     first = next(iter(saved["state"]))

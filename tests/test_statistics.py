@@ -192,7 +192,7 @@ def test_the_table_by_hand(tmp_path):
     )
     results = {"a2c": {"Ant-v4": results["trpo"]["Ant-v4"]}, "reinforce": {"Ant-v4": results["trpo"]["Ant-v4"]}}
     *_, first, second = report.matrix(results).splitlines()  # ours has a critic, most of what is published has none
-    assert first.startswith("a2c: above in ")
+    assert first == "a2c: above in 0 of 1; below in 1 of 1 (none of 1 test significant).\\"
     assert second == f"reinforce: above in 1 of 1 {one_test}; below in 0 of 1."
 
 
@@ -339,12 +339,29 @@ def test_stale_results_are_named(tmp_path, monkeypatch):
     assert report.stale(tmp_path) == []
     path.write_text(json.dumps(meta | {"fingerprint": {"seed 1: steps": 64.0, "seed 1: evaluation": 12.0}}))
     assert report.stale(tmp_path) == ["stale: a2c on Ant-v4: seed 1: evaluation was 12, is 10, and 0 more"]
+    write_result(tmp_path / "shorter" / "sac" / "Ant-v4", [1.0, 2.0])
+    path.write_text(json.dumps(meta | {"fingerprint": {"seed 1: steps": 64.0, "seed 1: evaluation": 10.0}}))
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "other_defaults", lambda now, meta: ["gamma was 1, is 2"])
+        of_sac = "sac on Ant-v4 has no fingerprint: run.py --add-fingerprint"
+        assert report.stale(tmp_path) == ["stale: a2c on Ant-v4: gamma was 1, is 2, and 0 more", of_sac]
+    shutil.rmtree(tmp_path / "shorter")
 
     def fail(*_):
         raise RuntimeError("a2c.py fails")
 
     monkeypatch.setattr(report, "fingerprint", fail)
     assert report.stale(tmp_path) == ["stale: a2c on Ant-v4: a2c.py fails"]
+
+
+def test_a_check_tells_what_is_stale(tmp_path, monkeypatch, capsys):
+    write_result(tmp_path / "a2c" / "Ant-v4", [1.0, 2.0])
+    monkeypatch.setattr(report, "contents", lambda args, results: {})
+    for found, status in (([], 0), (["stale: all of it"], 1)):
+        monkeypatch.setattr(report, "stale", lambda results, found=found: found)
+        assert report.main(report.Args(results=tmp_path, check=True)) == status
+        shown = capsys.readouterr().out
+        assert shown == ("stale: all of it\n" if found else "the report is what the data gives; no result is stale\n")
 
 
 NAMED = "--final-eval-episodes", "10", "--num_evaluations=5", "--gone", "1"
@@ -403,6 +420,19 @@ def test_an_edited_script_does_not_go_unnoticed(tmp_path):
     assert not any("different versions of the script" in text[side] for side in ("A", "B", "older"))
 
 
+def test_a_side_that_is_mixed_is_named(tmp_path):
+    for seed in range(1, 6):
+        write_run(tmp_path / "A", seed, 100.0 + seed)
+        write_run(tmp_path / "rates", seed, 100.0 + seed, learning_rate=2e-3 if seed == 3 else 1e-3)
+        write_run(tmp_path / "lengths", seed, 100.0 + seed, steps=2000 if seed == 3 else 1000)
+    assert (
+        "warning: Hopper-v4: B mixes runs of different learning_rate\n"
+        in compare(tmp_path / "A", tmp_path / "rates") + "\n"
+    )
+    text = compare(tmp_path / "lengths", tmp_path / "A")
+    assert "warning: Hopper-v4: A mixes runs of different numbers of steps" in text
+
+
 def test_a_better_change_is_called_better(tmp_path):
     for seed in range(1, 6):
         write_run(tmp_path / "A", seed, 100.0 + seed)
@@ -428,6 +458,10 @@ def test_verdicts_over_tasks_are_corrected(tmp_path):
         assert text.count("with so many tasks") == left_open
         assert text.count("B is better") == 2 - left_open
     assert text.count("a seed of B beats one of A with probability 1.00") == 3  # each task, and over both
+    write_run(tmp_path / "2.45" / "B" / "Ant-v4", 6, 0.0, finished=False, env_id="Ant-v4")
+    partial = compare(tmp_path / "2.45" / "A", tmp_path / "2.45" / "B")
+    assert partial.count("Of the finished seeds alone") == 1
+    assert partial.count("with so many tasks") == 2
     assert text.endswith("with probability 1.00, interval 1.00 to 1.00 (bootstrap)")
 
 
@@ -440,6 +474,7 @@ def test_a_comparison_says_what_weakens_it(tmp_path):
     text = compare(tmp_path / "A", tmp_path / "B")
     assert "No difference is shown" in text
     assert "Of the finished seeds alone" in text
+    assert "Of the finished seeds alone" in compare(tmp_path / "B", tmp_path / "A")
     for warning in (
         "B: left out, because unfinished or without a final evaluation: Hopper-v4__a2c__7__17",
         "A has 3 seeds",
@@ -476,6 +511,9 @@ def test_seeds_that_diverged_are_not_passed_over(tmp_path):
     assert "B is better" not in text
     assert "Nothing can be said: seeds diverged" in text
     assert "warning: B: diverged on Hopper-v4, so that no mean can count them: seeds 1, 2, 3" in text
+    text = compare(tmp_path / "B", tmp_path / "A")
+    assert "is worse" not in text
+    assert "Nothing can be said: seeds diverged" in text
     for task in ("Ant-v4", "Swimmer-v4"):
         for seed in range(1, 6):
             write_run(tmp_path / "A" / task, seed, 100.0 + seed, env_id=task)
@@ -519,9 +557,10 @@ def test_other_versions_are_named_and_other_tools_files_passed_over(tmp_path):
     config = json.loads(path.read_text())
     config["args"]["save_replay"] = False
     for at_step, warned in ((5, True), (1000, False)):  # the latter had nothing left to learn
-        resumed = [{"at_step": at_step, "before": {"versions": {"torch": "2.11.0"}}}]
-        path.write_text(json.dumps(config | {"resumed": resumed}))
+        resumed = [{"at_step": at_step, "before": {"versions": {"torch": "2.11.0"}, "script_sha256": "edited since"}}]
+        path.write_text(json.dumps(config | {"resumed": resumed, "script_sha256": "as it is now"}))
         text = compare(tmp_path / "A", tmp_path / "B")
+        assert "B was trained by different versions of the script" in text
         assert ("B has runs resumed without their replay" in text) == warned
         assert "trained with different versions of torch: 2.11.0, 2.12.0, 2.13.0" in text
     path.write_text(path.read_text()[:-5])
@@ -546,6 +585,18 @@ def test_gathered_results_are_compared_over_their_tasks(tmp_path):
     text = compare(tmp_path / "a2c", tmp_path / "sac")
     assert text.count("(Welch)") == 2
     assert "Over 2 tasks" in text
+    for path in (tmp_path / "sac").glob("*/run.json"):
+        meta = json.loads(path.read_text())
+        resumed = [{"at_step": 500, "before": {"versions": {"torch": "2.11.0"}, "script_sha256": "old"}}]
+        meta["args"]["save_replay"] = False
+        path.write_text(json.dumps(meta | {"resumed": resumed, "script_sha256": "new"}))
+    text = compare(tmp_path / "a2c", tmp_path / "sac")
+    for warning in (
+        "all tasks: B has runs resumed without their replay",
+        "all tasks: B was trained by different versions of the script",
+        "all tasks: trained with different versions of torch: 2.11.0, 2.13.0",
+    ):
+        assert f"warning: {warning}" in text
 
 
 def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path):
