@@ -31,7 +31,7 @@ tests)
     [ $# -gt 0 ] || set -- ppo_continuous trpo a2c reinforce sac ddpg
     for algo in "$@"; do
         SECONDS_LIMIT=$((limit - 90)) timeout --kill-after 10 "$limit" "$python" -u -m pytest \
-            -o addopts='-m "not slow"' -o faulthandler_timeout=120 -v --tb=short --durations=10 \
+            -o addopts='-m "not slow"' -o faulthandler_timeout=120 -v -rP --tb=short --durations=10 \
             tests/test_cuda.py -k "$algo" > "$out/tests_$algo.txt" 2>&1 &
         pids+=($!)
     done

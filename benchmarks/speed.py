@@ -15,6 +15,7 @@ GPU to <algo>_cuda.json. Where the time goes is measured by parts.py, with 1 and
 
 import concurrent.futures
 import contextlib
+import ctypes
 import functools
 import importlib.metadata
 import itertools
@@ -22,6 +23,7 @@ import json
 import os
 import platform
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -65,9 +67,17 @@ def seeds_text(seeds: int) -> str:
     return f"{seeds} seed{'s' * (seeds > 1)}"
 
 
+def end_with_parent() -> None:
+    """In a child, before it begins: when its parent ends, by a time limit say, so does it. Nothing must run on beside
+    the next measurement. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
 def run_quietly(words: list[str], **how: Any) -> str:
     """Run a command; return what it showed on its standard error. Where it fails, show the end of that and stop."""
-    done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **how)
+    how |= {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    done = subprocess.run(words, preexec_fn=end_with_parent, **how)
     if done.returncode:
         raise SystemExit("\n".join([f"{' '.join(words[:2])}: exit status {done.returncode}", done.stderr[-2000:]]))
     return done.stderr
@@ -367,7 +377,7 @@ def main(args: Args) -> None:
                 words += ["--device", args.device, "--peer-python", str(args.peer_python), "--variants", *args.variants]
                 for flag, checkout in (("--cleanrl", args.cleanrl), ("--leanrl", args.leanrl)):
                     words += [flag, str(checkout)] if checkout else []
-                done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
+                done = subprocess.run(words, stdout=subprocess.PIPE, text=True, preexec_fn=end_with_parent)
                 if done.returncode:
                     print(f"{algo}: {name} failed and is left out", flush=True)
                     del values[name]
@@ -386,7 +396,7 @@ def main(args: Args) -> None:
         for seeds in numbers_of_seeds(algo, args):
             words = [sys.executable, str(Path(__file__).with_name("parts.py")), "--algo", algo]
             words += ["--env-id", args.env_id, "--device", args.device, "--num-seeds", str(seeds)]
-            done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
+            done = subprocess.run(words, stdout=subprocess.PIPE, text=True, preexec_fn=end_with_parent)
             if done.returncode:
                 failed.append(f"parts of {algo} with {seeds_text(seeds)}")
                 continue

@@ -264,7 +264,8 @@ register_optimizer_step_pre_hook(check_capturable)
 cuda = types.ModuleType("torch.emulated")  # what the scripts use of torch.cuda
 cuda.is_available = cuda.is_initialized = lambda: True
 cuda._is_in_bad_fork = lambda: False
-cuda.manual_seed_all = cuda.set_device = lambda _: None
+cuda.chosen = []
+cuda.manual_seed_all, cuda.set_device = lambda _: None, cuda.chosen.append
 cuda.device_count, cuda.current_device = lambda: 2, lambda: 0  # one for each rank of a test
 cuda.get_device_name = lambda device=None: "emulated"
 cuda.get_rng_state = lambda device=None: torch.get_rng_state()

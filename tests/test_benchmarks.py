@@ -506,6 +506,23 @@ def test_a_peer_with_our_sizes_has_them():
     }  # fmt: skip
 
 
+def test_what_is_measured_ends_with_the_measurement():
+    """A time limit ends speed.py alone."""
+    code = "import sys; sys.path.append('benchmarks'); import speed; speed.run_quietly(['sleep', '100'])"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    children, deadline = Path(f"/proc/{process.pid}/task/{process.pid}/children"), time.monotonic() + 60
+    while not (found := children.read_text().split()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)  # from a fork to a process of its own
+    process.terminate()
+    process.wait()
+    state = Path(f"/proc/{found[0]}/stat")
+    while state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_what_cannot_be_measured_leaves_the_other_algorithms(tmp_path, monkeypatch):
     speed = load_script(ROOT / "benchmarks" / "speed.py")
 

@@ -114,12 +114,13 @@ def test_a_script_needs_no_file_but_itself(stem):
 def test_inline_metadata_names_what_is_imported(stem):
     block = re.match(r"# /// script\n((?:#.*\n)+?)# ///\n", SOURCES[stem])
     assert block, "PEP 723 metadata comes first"
-    modules = {
-        node.names[0].name.split(".")[0] for node in ast.parse(SOURCES[stem]).body if isinstance(node, ast.Import)
-    }
-    third_party = modules - set(sys.stdlib_module_names)
-    for module in third_party - {"numpy"}:  # numpy comes with EnvPool
-        assert module in block.group(1), module
+    assert all(source.startswith(block.group()) for source in SOURCES.values())
+    nodes = [node for node in ast.parse(SOURCES[stem]).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    modules = {(node.module if isinstance(node, ast.ImportFrom) else node.names[0].name) for node in nodes}
+    assert "torch.utils.tensorboard" in modules  # which needs tensorboard
+    third_party = {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names)
+    for module in third_party - {"numpy"} | {"tensorboard"}:  # numpy comes with EnvPool
+        assert f'"{module}' in block.group(1), module
 
 
 def test_sync_rewrites_copies(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_runs import without_clock
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -33,9 +34,21 @@ def final_state(folders):
     return state
 
 
+def loss_curves(folders):
+    """Points of every curve of the losses."""
+    found = {}
+    for k, folder in enumerate(folders):
+        events = EventAccumulator(str(folder)).Reload()
+        tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("losses/")]
+        found |= {f"{tag} {k}": torch.tensor([event.value for event in events.Scalars(tag)]) for tag in tags}
+    assert all(len(points) > 1 for points in found.values())  # a graph may count on after the first report
+    return found
+
+
 def check_graph_equals_eager(script, args):
     runs = [script.train(script.Args(num_seeds=2, cuda_graphs=g, **args)) for g in (False, True)]
     states = [final_state(folders) for folders in runs]
+    torch.testing.assert_close(*map(loss_curves, runs), rtol=1e-2, atol=1e-3)
     for name, eager in states[0].items():
         torch.testing.assert_close(states[1][name], eager, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
@@ -99,7 +112,7 @@ def test_cuda_repeats_itself(script, quick):
     assert without_clock(runs[0][0]) == without_clock(runs[1][0])
 
 
-def one_update(script, first=0, seeds=2):
+def one_update(script, first=0, seeds=2, device="cuda"):
     """Networks of one or two of two seeds, and a function that makes one update of them, on the device, from made-up
     data."""
     from test_off_policy import parts
@@ -107,29 +120,30 @@ def one_update(script, first=0, seeds=2):
 
     def adam(parameters):
         trained = [parameter for parameter in parameters if parameter.requires_grad]
-        optimizer = torch.optim.Adam(trained, torch.tensor(1e-3, device="cuda"), fused=True, capturable=True)
+        rate = torch.tensor(1e-3, device=device)
+        optimizer = torch.optim.Adam(trained, rate, fused=True, capturable=device == "cuda")
         script.optimizer_state(optimizer, "adam")
         return optimizer
 
     own, size = slice(first, first + seeds), {"num_envs": 4}
     if script.__name__ in ("sac", "ddpg"):
         args = script.Args(**size, num_seeds=seeds, seed=1 + first, hidden_size=16, batch_size=8)
-        everything = [part.cuda() if isinstance(part, torch.nn.Module) else part for part in parts(script, args)]
+        everything = [part.to(device) if isinstance(part, torch.nn.Module) else part for part in parts(script, args)]
         nets = [part for part in everything if isinstance(part, torch.nn.Module)]
-        replay = script.Replay(seeds, 100, 5, 2, torch.device("cuda"))
-        rows = torch.randn(2, 60, 14, generator=torch.Generator().manual_seed(5))[own].cuda()
-        replay.add(rows, torch.ones(seeds, 60, dtype=torch.bool, device="cuda"))
+        replay = script.Replay(seeds, 100, 5, 2, torch.device(device))
+        rows = torch.randn(2, 60, 14, generator=torch.Generator().manual_seed(5))[own].to(device)
+        replay.add(rows, torch.ones(seeds, 60, dtype=torch.bool, device=device))
         everything[-2], everything[-3], everything[-4] = replay, adam(nets[1].parameters()), adam(nets[0].parameters())
         if script.__name__ == "sac":
-            everything[3] = torch.nn.Parameter(torch.zeros(seeds, 1, device="cuda"))
+            everything[3] = torch.nn.Parameter(torch.zeros(seeds, 1, device=device))
         return nets, lambda: script.update(*everything)
     size |= {"num_steps": 8}
     args = script.Args(**size, num_seeds=seeds, seed=1 + first)
-    agent = script.Agent(*WALKER, args).cuda()
+    agent = script.Agent(*WALKER, args).to(device)
     both = random_rollout(script, script.Args(**size, num_seeds=2))
-    rollout = {name: tensor[:, own].cuda() for name, tensor in both.items()}
-    rollout["age"] = torch.zeros(8, seeds, 4, device="cuda")
-    carry, two = torch.zeros(seeds, 4, device="cuda"), torch.zeros(seeds, 2, device="cuda")
+    rollout = {name: tensor[:, own].to(device) for name, tensor in both.items()}
+    rollout["age"] = torch.zeros(8, seeds, 4, device=device)
+    carry, two = torch.zeros(seeds, 4, device=device), torch.zeros(seeds, 2, device=device)
     optimizer = adam(agent.critic.parameters() if script.__name__ == "trpo" else agent.parameters())
 
     def ppo():
@@ -148,26 +162,37 @@ def one_update(script, first=0, seeds=2):
     return [agent], {"ppo_continuous": ppo, "trpo": trpo}.get(script.__name__, plain)
 
 
+def after_updates(script, monkeypatch, own, device="cuda"):
+    """Parameters, [seeds, ...], after three updates of the seeds `own` of two. Batches and noise of a seed alone, or on
+    another device, are those that it has among two."""
+    rand, randn, generator = torch.rand, torch.randn, torch.Generator().manual_seed(0)
+    networks, update = one_update(script, own.start, own.stop - own.start, device)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "randn_like", lambda x: randn(2, *x.shape[1:], generator=generator)[own].to(device))
+        patch.setattr(torch, "rand", lambda _, n, device: rand(2, n, generator=generator)[own].to(device))
+        for _ in range(3):
+            update()
+    parameters = [parameter.detach() for network in networks for parameter in network.parameters()]
+    return [parameter.unflatten(0, (own.stop - own.start, -1)) for parameter in parameters]
+
+
+def tolerance(script):
+    """One seed is a plain product, two are a batched one, which rounds otherwise. Conjugate gradient amplifies it: with
+    noise of that size on every product on a CPU, TRPO's parameters differ by up to 3.4 times the others' tolerance."""
+    return {"rtol": 1e-2, "atol": 1e-4} if script.__name__ == "trpo" else {"rtol": 1e-3, "atol": 1e-5}
+
+
 def test_seeds_together_equal_seeds_alone(script, monkeypatch):
-    """Batches and noise of a seed alone are those that it has among two."""
-    rand, randn, found = torch.rand, torch.randn, []
-    for own in (slice(0, 2), slice(0, 1), slice(1, 2)):
-        seeds, generator = own.stop - own.start, torch.Generator().manual_seed(0)
-        networks, update = one_update(script, own.start, seeds)
-        with monkeypatch.context() as patch:
-            patch.setattr(
-                torch, "randn_like", lambda x, g=generator, o=own: randn(2, *x.shape[1:], generator=g)[o].cuda()
-            )
-            patch.setattr(torch, "rand", lambda _, n, device, g=generator, o=own: rand(2, n, generator=g)[o].cuda())
-            for _ in range(3):
-                update()
-        parameters = [parameter.detach() for network in networks for parameter in network.parameters()]
-        found.append([parameter.unflatten(0, (seeds, -1)) for parameter in parameters])
-    # One seed is a plain product, two are a batched one, which rounds otherwise. Conjugate gradient amplifies it: with
-    # noise of that size on every product on a CPU, TRPO's parameters differ by up to 3.4 times the others' tolerance.
-    rtol, atol = (1e-2, 1e-4) if script.__name__ == "trpo" else (1e-3, 1e-5)
+    found = [after_updates(script, monkeypatch, own) for own in (slice(0, 2), slice(0, 1), slice(1, 2))]
     for together, *alone in zip(*found, strict=True):
-        torch.testing.assert_close(together, torch.cat(alone), rtol=rtol, atol=atol)
+        torch.testing.assert_close(together, torch.cat(alone), **tolerance(script))
+
+
+def test_cuda_computes_what_the_cpu_does(script, monkeypatch):
+    """In float32, not in TF32."""
+    found = [after_updates(script, monkeypatch, slice(0, 2), device) for device in ("cpu", "cuda")]
+    for on_cpu, on_cuda in zip(*found, strict=True):
+        torch.testing.assert_close(on_cuda.cpu(), on_cpu, **tolerance(script))
 
 
 def test_no_host_sync_inside_the_update(script):

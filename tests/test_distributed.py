@@ -69,23 +69,30 @@ def update_task(ppo, rank, folder, kwargs):
 
 
 def threads_of_gloo():
-    """Names of those that live on. One that has been joined may be listed for a moment yet, or vanish meanwhile."""
-    for _ in range(100):
-        names = []
-        for path in Path("/proc/self/task").glob("*/comm"):
-            with contextlib.suppress(OSError):
-                names.append(path.read_text().strip())
-        if not (left := [name for name in names if "gloo" in name]):
-            break
+    names = []
+    for path in Path("/proc/self/task").glob("*/comm"):
+        with contextlib.suppress(OSError):  # it has just ended
+            names.append(path.read_text().strip())
+    return [name for name in names if "gloo" in name]
+
+
+def last_threads_of_gloo():
+    """Names of those that live on. One that has been joined may be listed for a moment yet."""
+    deadline = time.monotonic() + 5
+    while (left := threads_of_gloo()) and time.monotonic() < deadline:
         time.sleep(0.05)
     return left
 
 
 def train_task(ppo, rank, folder, kwargs):
     """A run that leaves its agent and the seeds of its environments. With signal=[number, n], the second rank sends
-    itself that signal in the nth iteration, unless torchrun has restarted it."""
-    number, n = kwargs.pop("signal", (0, 0))
-    left = {"agents": [], "env_seeds": [], "noise": []}
+    itself that signal in the nth iteration, unless torchrun has restarted it. With poison, the second rank's rewards
+    are NaN, and its clock never asks for a checkpoint."""
+    (number, n), poison = kwargs.pop("signal", (0, 0)), kwargs.pop("poison", False) and rank == 1
+    kwargs |= {"checkpoint_seconds": 1e9} if poison else {}
+    left = {"agents": [], "env_seeds": [], "noise": [], "gloo": []}
+    if rank == 1:  # it may be on another machine, without the files of the first
+        ppo.find_checkpoint = None
     diverged, make_envs, highest = ppo.diverged, ppo.make_envs, ppo.highest
     iterations = []
 
@@ -95,10 +102,17 @@ def train_task(ppo, rank, folder, kwargs):
 
     def see_seeds(args, env_seeds, render_mode=None):
         left["env_seeds"].append(env_seeds)
-        return make_envs(args, env_seeds, render_mode)
+        envs = make_envs(args, env_seeds, render_mode)
+        if poison:
+            step = envs.step
+            envs.step = lambda actions: (lambda obs, rewards, *rest: (obs, rewards * float("nan"), *rest))(
+                *step(actions)
+            )
+        return envs
 
     def see_iteration(*numbers):
         iterations.append(numbers)
+        left["gloo"] = threads_of_gloo()
         if rank == 1 and len(iterations) == n and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
             os.kill(os.getpid(), number)
         return highest(*numbers)
@@ -109,7 +123,8 @@ def train_task(ppo, rank, folder, kwargs):
     try:
         folders = ppo.train(ppo.Args(**kwargs))
     finally:
-        (folder / f"threads{rank}").write_text(" ".join(threads_of_gloo()))
+        (folder / f"threads{rank}").write_text(" ".join(last_threads_of_gloo()))
+    left["devices"] = torch.emulated.chosen if hasattr(torch, "emulated") else []
     left |= {"agent": left.pop("agents")[0].state_dict(), "folders": list(map(str, folders))}
     torch.save(left | {"iterations": len(iterations)}, folder / f"rank{rank}.pt")
 
@@ -159,6 +174,7 @@ def test_ranks_are_equal_after_training_and_the_first_one_writes(ppo, quick, tmp
     assert not {*first["env_seeds"][0]} & {*second["env_seeds"][0]}
     assert first["noise"] != second["noise"]
     assert len(second["env_seeds"]) == 1  # the first rank alone evaluates
+    assert first["gloo"]  # while it trains
     assert_no_thread_of_gloo_is_left(tmp_path)
 
 
@@ -173,6 +189,7 @@ def test_recorded_graphs_hold_the_reductions(ppo, quick, tmp_path):
         status, output = torchrun(folder, "train_task", quick | changes)
         assert status == 0, output
         agents += [left["agent"] for left in read_ranks(folder)]
+        assert [left["devices"] for left in read_ranks(folder)] == ([[], []] if device == "cpu" else [[0], [1]])
     for name, tensor in agents[0].items():
         assert all(torch.equal(tensor, other[name]) for other in agents[1:]), name
 
@@ -212,6 +229,19 @@ def test_a_signal_to_one_rank_stops_all_together(ppo, quick, tmp_path):
     (folder,) = Path(quick["run_dir"]).iterdir()
     assert torch.load(folder / "checkpoint.pt", weights_only=True)["global_step"] == 4 * STEPS
     assert_no_thread_of_gloo_is_left(tmp_path)
+
+
+def test_seeds_that_diverge_end_all_ranks_together(ppo, quick, tmp_path):
+    endless = {"total_timesteps": 10**8, "num_evaluations": 0, "checkpoint_seconds": 0.0, "poison": True}
+    status, output = torchrun(tmp_path, "train_task", quick | endless)
+    assert status == 1
+    assert "diverged: seeds 1;" in output, output
+    assert_no_thread_of_gloo_is_left(tmp_path)
+
+
+def test_a_gpu_of_ones_choice_is_refused_under_torchrun(ppo, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "--device cuda, not cuda:1" in refusal(capsys, lambda: ppo.Args(device="cuda:1"))
 
 
 def test_a_rank_without_a_gpu_is_refused(ppo, quick, capsys, monkeypatch):

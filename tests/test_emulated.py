@@ -5,7 +5,7 @@ import contextlib
 
 import pytest
 import torch
-from test_cuda import OTHER_SETTINGS, final_state
+from test_cuda import OTHER_SETTINGS, final_state, loss_curves
 from test_runs import without_clock
 
 if torch.cuda.is_available():
@@ -31,9 +31,10 @@ def check_emulated_equals_cpu(script, args, changes=(), resume=False):
             if resume:
                 more = {"device": device, "resume": str(folders[0]), "total_timesteps": 2 * args["total_timesteps"]}
                 module.train(module.Args(**args | more))
-        found.append((final_state(folders), [without_clock(folder) for folder in folders]))
-    (state, metrics), (emulated_state, emulated_metrics) = found
+        found.append((final_state(folders), [without_clock(folder) for folder in folders], loss_curves(folders)))
+    (state, metrics, curves), (emulated_state, emulated_metrics, emulated_curves) = found
     torch.testing.assert_close(emulated_state, state, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(emulated_curves, curves, rtol=1e-3, atol=1e-4)
     if "optimizer" not in args:  # RMSprop has another order of operations on CUDA
         assert emulated_metrics == metrics
 
@@ -54,6 +55,7 @@ def test_no_graphs_equal_the_cpu(script, quick):
 
 
 WAIT = "torch.cuda.current_stream(device).synchronize()"
+NEW_LOSSES = "losses = {name: torch.zeros_like(total) for name, total in losses.items()}"
 FAULTS = [  # what the code says, what it says then, what comes of it
     ("ppo_continuous", WAIT, "pass", "has written to pinned memory"),
     ("sac", WAIT, "pass", "has written to pinned memory"),
@@ -63,6 +65,7 @@ FAULTS = [  # what the code says, what it says then, what comes of it
     ("ppo_continuous", "learning_rate.fill_(", "learning_rate = torch.full_like(learning_rate, ", "not close"),
     ("a2c", "capturable=on_cuda", "capturable=False", "capturable=False while capturing"),
     ("a2c", "carry = torch.zeros(S, N, device=device)", "carry = torch.zeros(S, N)", "of the device and of the host"),
+    ("sac", "torch._foreach_zero_(list(losses.values()))", NEW_LOSSES, "not close"),
     ("reinforce", WAIT + "  #", "pass  #", "has written to pinned memory"),
     ("reinforce", "    restore(state, saved)\n    torch", "    torch", "not close"),
 ]

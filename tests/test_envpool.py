@@ -59,6 +59,24 @@ def test_time_limit_is_a_truncation_with_the_true_last_observation():
         assert truncated[0] == (t == 4)
 
 
+def test_a_fall_at_the_time_limit_is_a_truncation_only():
+    """So a value is bootstrapped from the fallen state; algos/README.md says so."""
+
+    def ends(**limit):
+        envs, step = make("Hopper-v4", 1, seed=1, **limit), 0
+        envs.reset()
+        while True:
+            step += 1
+            _, _, terminated, truncated, _ = envs.step(np.zeros((1, 3)))
+            if terminated[0] or truncated[0]:
+                return step, bool(terminated[0]), bool(truncated[0])
+
+    fall, *kind = ends()
+    assert fall < 1000
+    assert kind == [True, False]
+    assert ends(max_episode_steps=fall) == (fall, False, True)
+
+
 def test_returned_arrays_are_not_overwritten():
     envs = make("Hopper-v4", 3, seed=1)
     obs, _ = envs.reset()

@@ -71,9 +71,16 @@ def test_a_run_leaves_its_files(script, quick):
 
 
 def test_same_seed_same_numbers(script, quick):
+    """Bit for bit, all that training changes."""
+    from test_cuda import final_state  # which imports from here
+
+    if hasattr(script.Args, "buffer_size"):
+        quick["save_replay"] = True
     runs = [script.train(script.Args(num_seeds=2, **quick | {"env_threads": 1 + i})) for i in range(2)]
     for first, second in zip(*runs, strict=True):
         assert without_clock(first) == without_clock(second)
+    states = [final_state(folders) for folders in runs]
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
     assert without_clock(runs[0][0]) != without_clock(runs[0][1])
 
 
@@ -171,7 +178,7 @@ def test_checkpoints_are_no_more_frequent_than_asked_for(script, quick, monkeypa
     assert saved[-1] == 640
 
 
-def test_resuming_continues_where_the_run_was_killed(script, quick):
+def test_resuming_continues_where_the_run_was_killed(script, quick, capsys):
     longer = quick | {"total_timesteps": 64 * 4000, "checkpoint_seconds": 0.2, "num_evaluations": 0}
     with open(os.devnull, "w") as nothing:
         process = subprocess.Popen(command(script, longer, num_seeds=2), stdout=nothing, stderr=nothing)
@@ -182,13 +189,14 @@ def test_resuming_continues_where_the_run_was_killed(script, quick):
         assert time.time() < deadline
         time.sleep(0.1)
     time.sleep(1.0)
+    args, others = script.Args(num_seeds=2, **longer | {"resume": "auto"}), f"another process trains in {run_dir}"
+    assert others in refusal(capsys, lambda: script.train(args))
     process.kill()
     found = list(run_dir.glob("*__1__*/checkpoint.pt"))
     process.wait()
     before = torch.load(found[0], weights_only=True)
     assert 0 < before["global_step"] < longer["total_timesteps"]
     # the same command with `--resume auto` finds it; shortened is refused, so that the test need not run it all
-    args = script.Args(num_seeds=2, **longer | {"resume": "auto"})
     folders, saved = script.find_checkpoint(args)
     assert folders[0] == found[0].parent
     assert saved["global_step"] == before["global_step"]
@@ -197,9 +205,7 @@ def test_resuming_continues_where_the_run_was_killed(script, quick):
         assert process.poll() is None
         assert time.time() < deadline
         time.sleep(0.1)
-    again = subprocess.run(command(script, longer, num_seeds=2, resume="auto"), capture_output=True, text=True)
-    assert again.returncode == 2
-    assert again.stderr == f"{Path(script.__file__).name}: error: another process trains in {found[0].parent}\n"
+    assert others in refusal(capsys, lambda: script.train(args))
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 128 + signal.SIGTERM
     after = torch.load(found[0], weights_only=True)
@@ -569,6 +575,11 @@ def test_bad_checkpoints_are_refused(script, quick, capsys):
     assert "gamma" in message
     assert "num_envs" in message
     assert "total_timesteps" in refusal(capsys, lambda: script.train(script.Args(**resume | {"total_timesteps": 320})))
+    elsewhere = script.Args(**resume | {"run_dir": "elsewhere"})  # a folder may be moved
+    assert script.find_checkpoint(elsewhere)[0] == [folder]
+    for name, value in (("env_threads", 1), ("torch_threads", 2), ("device", "cpu:0")):
+        changed = script.Args(**resume | {name: value})
+        assert name in refusal(capsys, lambda changed=changed: script.find_checkpoint(changed))
     message = refusal(capsys, lambda: script.load(folder / "agent.pt", "checkpoint"))
     assert f"is a {script.__name__} agent, not a {script.__name__} checkpoint" in message
     saved = torch.load(path, weights_only=True)
