@@ -105,9 +105,12 @@ def train_task(ppo, rank, folder, kwargs):
         envs = make_envs(args, env_seeds, render_mode)
         if poison:
             step = envs.step
-            envs.step = lambda actions: (lambda obs, rewards, *rest: (obs, rewards * float("nan"), *rest))(
-                *step(actions)
-            )
+
+            def poisoned(actions):
+                obs, rewards, *rest = step(actions)
+                return obs, rewards * float("nan"), *rest
+
+            envs.step = poisoned
         return envs
 
     def see_iteration(*numbers):
