@@ -328,7 +328,7 @@ def panels(
             axis.set_visible(False)
         else:
             axis.set_title(task, fontsize=9)
-    for axis in axes[-1]:
+    for axis in axes.flat[: len(tasks)][-columns:]:  # the lowest of each column
         axis.set_xlabel(steps_label, fontsize=8)
     for row in axes:
         row[0].set_ylabel(label, fontsize=8)
