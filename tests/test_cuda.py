@@ -41,7 +41,7 @@ def loss_curves(folders):
         events = EventAccumulator(str(folder)).Reload()
         tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("losses/")]
         found |= {f"{tag} {k}": torch.tensor([event.value for event in events.Scalars(tag)]) for tag in tags}
-    assert all(len(points) > 1 for points in found.values())  # a graph may count on after the first report
+    assert found
     return found
 
 
