@@ -55,6 +55,7 @@ def test_a_run_leaves_its_files(script, quick):
         assert config["hardware"]["cores"] == os.cpu_count()
         rows = read_metrics(folder)
         assert int(rows[-1]["global_step"]) == config["trained_timesteps"]
+        assert 10 <= len(rows) <= 100  # each of the ten iterations, or every hundredth of the run
         assert [row["eval_return"] != "" for row in rows].count(True) == 2
         assert rows[-1]["eval_return"] != ""
         seconds = [float(row["wall_seconds"]) for row in rows]
