@@ -42,7 +42,7 @@ def without_clock(folder):
 def test_a_run_leaves_its_files(script, quick):
     args = script.Args(num_seeds=2, **quick)
     folders = script.train(args)
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    head = subprocess.run("git rev-parse HEAD", shell=True, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     stamp = folders[0].name.rpartition("__")[2]
     assert [f.name for f in folders] == [f"InvertedPendulum-v4__{script.__name__}__{k}__{stamp}" for k in (1, 2)]
     for k, folder in enumerate(folders):
