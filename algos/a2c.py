@@ -13,7 +13,8 @@ went, and take one gradient step that makes better-than-expected actions more li
     A_t ~ sum_l (gamma * lambda)^l delta_{t+l}, held constant                its estimate: GAE, compute_gae
         = r_t + gamma r_{t+1} + ... + gamma^n V(s_{t+n}) - V(s_t)            --gae-lambda 1: the n-step advantage
     delta_t = r_t + gamma * (1 - terminated_t) * V(s_{t+1}) - V(s_t)         --gae-lambda 0: the TD error
-    loss = -E[ log pi A ] + vf_coef * E[ (V - (A + V_old))^2 ] / 2 - ent_coef * E[ entropy ]                  update
+    returns = A + V, held constant                                           the target of V
+    loss = -E[ log pi A ] + vf_coef * E[ (V - returns)^2 ] / 2 - ent_coef * E[ entropy ]                      update
            + bounds_loss_coef * E[ |mean - clip(mean)|^2 ]                   detail 7
 
     python algos/a2c.py --env-id CartPole-v1                                               # discrete actions
@@ -38,8 +39,8 @@ Details that matter:
  4. A policy is a softmax over actions or a normal, depending on the action space; the algorithm is the same.
  5. Observations are centred and divided by their running standard deviation, whose statistics take in a batch only
     after its update. Rewards are not centred, but divided by the running standard deviation of `discounted_sums`, this
-    batch included. Both are clipped to +-10. Evaluation freezes the statistics and reports
-    the task's own return.
+    batch included. Both are clipped to +-10. Evaluation freezes the statistics and reports the task's
+    own return.
  6. The unit of a normal policy is half the action range. Actions are scaled and clipped to the task's bounds for the
     simulator only; the log-probability is that of the unclipped action. The policy's standard deviation sigma has a
     floor: the gradient of the mean grows like 1 / sigma, and when advantages are only noise, that ruins a perfect
@@ -826,7 +827,7 @@ def catch_signals() -> Iterator[list[int]]:
         if os.getpid() != owner:  # a worker of a vector environment, forked in here
             os._exit(128 + number)
         signals.append(number)
-        if len(signals) > 1:
+        if signals.count(number) > 1:
             signal.signal(number, signal.SIG_DFL)
 
     handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -888,7 +889,8 @@ def capture_video(agent: Agent, args: Args, step: int, folders: list[Path]) -> N
 
 def evaluate_saved(args: Args) -> None:
     """--evaluate: what a trained agent does on its task, printed and, by episode, written to evaluation.csv in its
-    folder: the episodes of its run's last evaluation again. --env-kwargs changes the task, --capture-video films it."""
+    folder: after a finished run the episodes of its last evaluation again. --env-kwargs changes the task,
+    --capture-video films it."""
     device, path = select_device(args), Path(args.evaluate or "")
     saved = load(path, "agent")
     folder = path if path.is_dir() else path.parent

@@ -8,18 +8,22 @@ The idea: collect a batch with the current policy, then climb the same batch for
 ratio takes away what there is to gain from leaving the policy that acted; a KL penalty charges for it.
 
     J = E[ sum_t gamma^t r_t ]                                               objective
-    E_{a~pi}[ A ] = E_old[ ratio * A ],  ratio = pi(a|s) / pi_old(a|s)       importance sampling, s from pi_old
-    grad E_old[ ratio * A ] = E_old[ grad log pi A ] at pi = pi_old          the policy gradient; A = Q - V
+    J - J_old = E_pi[ sum_t gamma^t A(s_t, a_t) ],  A = Q - V of pi_old      exact (Kakade and Langford, 2002)
+              ~ E_old[ sum_t gamma^t E_{a~pi}[ A(s_t, a) ] ]                 near pi_old: s from pi_old
+    E_{a~pi}[ A ] = E_old[ ratio * A ],  ratio = pi(a|s) / pi_old(a|s)       importance sampling
+    grad E_old[ ratio * A ] = E_old[ grad log pi A ] at pi = pi_old          the policy gradient, gamma^t dropped
     L_clip = E[ min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A) ]          eq. 7 (eps: clip_coef), policy_loss_clip
     L_kl = E[ ratio * A ] - kl_coef * E[ KL(pi_old, pi) ]                    eq. 8, policy_loss_kl (--kl-coef)
     kl_coef doubles where KL > 1.5 * target_kl, halves where KL < target_kl / 1.5      section 4, adapt_kl_coef
     A_t ~ sum_l (gamma * lambda)^l delta_{t+l}                               eq. 11, compute_gae; normalised for L only
     delta_t = r_t + gamma * (1 - terminated_t) * V(s_{t+1}) - V(s_t)         eq. 12
-    loss = -L + vf_coef * E[ (V - (A + V_old))^2 ] / 2 - ent_coef * E[ entropy ]       eq. 9, update_minibatch
+    loss = -L + vf_coef * E[ (V - returns)^2 ] / 2 - ent_coef * E[ entropy ]           eq. 9, update_minibatch
+    returns = A + V before the update                                        the target of V
 
 Importance sampling corrects the actions only, and its variance grows as pi leaves pi_old: the second moment is
 E_old[ (ratio * A)^2 ] = E_{a~pi}[ ratio * A^2 ]. States are still those of pi_old. Hence the clipping, or the penalty:
-L is L_clip or L_kl.
+L is L_clip or L_kl. Without gamma^t, as in practice, one follows in general the gradient of no objective (Nota and
+Thomas, 2020, arXiv:1906.07073).
 
     python algos/ppo_continuous.py --env-id Walker2d-v4
     python algos/ppo_continuous.py --env-id Walker2d-v4 --num-seeds 5                      # five agents, one process
@@ -542,7 +546,7 @@ def train(args: Args) -> list[Path]:
         for name, value in finish_iteration(agent, rollout, batch, kl_coef, args).items():
             losses[name].add_(value)
 
-    touched = state | losses | {"carry": carry}
+    touched = state | losses | {"carry": carry}  # what graphs change
     act, prepare, update_epoch, finish = (
         capture(f, touched, args, device) for f in (act, prepare, update_epoch, finish)
     )
@@ -943,7 +947,7 @@ def catch_signals() -> Iterator[list[int]]:
         if os.getpid() != owner:  # a worker of a vector environment, forked in here
             os._exit(128 + number)
         signals.append(number)
-        if len(signals) > 1:
+        if signals.count(number) > 1:
             signal.signal(number, signal.SIG_DFL)
 
     handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -1005,7 +1009,8 @@ def capture_video(agent: Agent, args: Args, step: int, folders: list[Path]) -> N
 
 def evaluate_saved(args: Args) -> None:
     """--evaluate: what a trained agent does on its task, printed and, by episode, written to evaluation.csv in its
-    folder: the episodes of its run's last evaluation again. --env-kwargs changes the task, --capture-video films it."""
+    folder: after a finished run the episodes of its last evaluation again. --env-kwargs changes the task,
+    --capture-video films it."""
     device, path = select_device(args), Path(args.evaluate or "")
     saved = load(path, "agent")
     folder = path if path.is_dir() else path.parent

@@ -9,7 +9,7 @@ of an expected return needs no model of the task: grad p(tau) = p(tau) grad log 
 sum_t log pi(a_t|s_t) depends on the parameters.
 
     J = E[ R(tau) ],  R(tau) = sum_t gamma^t r_t                             objective
-    grad J = E[ sum_t grad log pi(a_t|s_t) R(tau) ]                          log-derivative trick, --no-reward-to-go
+    grad J = E[ sum_t grad log pi(a_t|s_t) R(tau) ]                          log-derivative trick; see the third command
            = E[ sum_t gamma^t grad log pi(a_t|s_t) (G_t - b(s_t)) ]          an action cannot change the past
            = E_{s, a ~ d}[ grad log pi(a|s) (Q(s, a) - b(s)) ] / (1 - gamma)  d(s) = (1 - gamma) sum_t gamma^t P(s_t=s)
     G_t = r_t + gamma * G_{t+1},  Q(s, a) = E[ G_t | s_t = s, a_t = a ]      reward_to_go, in linear time, backwards
@@ -25,11 +25,11 @@ sum_t log pi(a_t|s_t) depends on the parameters.
 Baselines, and the bias of each:
     none, mean   Whole episodes of up to `horizon` steps: every environment starts anew, contributes its first episode
                  of the batch and nothing after it. Only after a short one would there be room for a second, and short
-                 ones would count too often. Nothing is bootstrapped. The average b is of earlier batches; this batch's
-                 own would depend on the actions it judges. Before its norm is clipped, the gradient has no bias but
-                 that of detail 1 and of detail 6: the scale of rewards depends on the batch, and they are clipped. The
-                 price is variance: over H steps, a sum of H uncorrelated grad log pi, each times a return of up to H
-                 rewards, can vary like H * H^2 = H^3.
+                 ones would count too often. Nothing is bootstrapped. The average b is over the rows of earlier batches;
+                 this batch's own would depend on the actions it judges. Before its norm is clipped, the gradient has no
+                 bias but that of detail 1 and of detail 6: the scale of rewards depends on the batch, and they are
+                 clipped. The price is variance: over H steps, a sum of H uncorrelated grad log pi, each times a return
+                 of up to H rewards, can vary like H * H^2 = H^3.
     value        Environments go on from batch to batch. What comes after the end of a batch or a time limit is replaced
                  by V, whose error is the bias. Except for detail 8 and Adam's epsilon this is `a2c.py --gae-lambda 1
                  --bounds-loss-coef 0` with rarer, larger batches, which Sutton and Barto (2018, chapter 13) would call
@@ -54,8 +54,8 @@ Details that matter:
     its error: a linear policy solves CartPole-v1 with a moving average, and forgets it again with V(s).
  6. Observations are centred and divided by their running standard deviation, whose statistics take in a batch only
     after its update. Rewards are not centred, but divided by the running standard deviation of `discounted_sums`, this
-    batch included. Both are clipped to +-10. Evaluation freezes the statistics and reports
-    the task's own return.
+    batch included. Both are clipped to +-10. Evaluation freezes the statistics and reports the task's
+    own return.
  7. The unit of a normal policy is half the action range. Actions are scaled and clipped to the task's bounds for the
     simulator only; the log-probability is that of the unclipped action.
  8. The policy's sum over a batch is divided by a constant, not by the number of steps, which depends on the actions.
@@ -857,7 +857,7 @@ def catch_signals() -> Iterator[list[int]]:
         if os.getpid() != owner:  # a worker of a vector environment, forked in here
             os._exit(128 + number)
         signals.append(number)
-        if len(signals) > 1:
+        if signals.count(number) > 1:
             signal.signal(number, signal.SIG_DFL)
 
     handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -919,7 +919,8 @@ def capture_video(agent: Agent, args: Args, step: int, folders: list[Path]) -> N
 
 def evaluate_saved(args: Args) -> None:
     """--evaluate: what a trained agent does on its task, printed and, by episode, written to evaluation.csv in its
-    folder: the episodes of its run's last evaluation again. --env-kwargs changes the task, --capture-video films it."""
+    folder: after a finished run the episodes of its last evaluation again. --env-kwargs changes the task,
+    --capture-video films it."""
     device, path = select_device(args), Path(args.evaluate or "")
     saved = load(path, "agent")
     folder = path if path.is_dir() else path.parent

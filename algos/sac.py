@@ -9,7 +9,7 @@ replay uses each step many times. Old transitions stay usable, since the value y
 asks today's policy for the next action; slow copies of the critics, the targets, keep y from moving with every step.
 
     J = E[ sum_t gamma^t (r_t + alpha * H(pi(.|s_t))) ]                      maximum-entropy objective
-    V(s') ~ min_j Q_target_j(s', a') - alpha * log pi(a'|s'),  a' ~ pi       eq. 3, by one draw
+    V(s') ~ min_j Q_target_j(s', a') - alpha * log pi(a'|s'),  a' ~ pi       eq. 3, by one draw; see detail 8
     y = r + gamma * (1 - terminated) * V(s')                                 td_target
     critic: min E[ (Q_j(s, a) - y)^2 ],  j = 1, 2                            eq. 5, update; two against overestimation
     actor: min E[ alpha * log pi(a|s) - min_j Q_j(s, a) ]                    eq. 9, update
@@ -37,8 +37,9 @@ Details that matter:
  6. The gradient runs from Q through the action into the policy, the reparameterisation trick; the critics' own weights
     get none of it.
  7. Observations and rewards are taken as they are.
- 8. The target entropy is -1 for each dimension of the action, in units of half its range, so rescaling a task's
-    actions changes nothing. In the task's own units that is log scale - 1.
+ 8. Entropy counts in units of half the action range: its target is -1 for each dimension. Log pi(a|s) is in the task's
+    own units, hence the sum of log scale in V and in target_entropy. So the unit in which a task takes its actions
+    changes neither alpha nor what entropy is worth.
 Deviations from the paper (the paper's in brackets): 3 (no terminal states), 4 (one environment, one update a step),
 random actions at first, orthogonal initialisation, a learning rate of 1e-3 (3e-4), log sigma squashed into [-5, 2] by a
 tanh, so that sigma begins at exp(-1.5) = 0.22, alpha trained through log alpha, no 1/2 before the critics' loss.
@@ -183,7 +184,8 @@ class Agent(nn.Module):
             refuse(f"the actions of {args.env_id} have no finite range, to which the policy could be squashed")
         self.action_scale = nn.Buffer((high - low) / 2, persistent=False)
         self.action_bias = nn.Buffer((high + low) / 2, persistent=False)
-        self.target_entropy = nn.Buffer((self.action_scale.log() - 1).sum(), persistent=False)
+        self.log_scale = nn.Buffer(self.action_scale.log().sum(), persistent=False)
+        self.target_entropy = nn.Buffer(self.log_scale - self.action_dim, persistent=False)
 
     def random_action(self, obs: Tensor) -> Tensor:
         """Uniform within the bounds, [S, B, A]."""
@@ -289,7 +291,7 @@ def update(
     alpha = log_alpha.detach().exp()  # [S, 1]
     with torch.no_grad():
         next_actions, next_log_probs = agent.sample(next_obs)
-        next_values = q_values(targets, next_obs, next_actions).amin(1) - alpha * next_log_probs
+        next_values = q_values(targets, next_obs, next_actions).amin(1) - alpha * (next_log_probs + agent.log_scale)
         y = td_target(rewards, terminated, next_values, args.gamma)[:, None]  # [S, 1, B]
     q = q_values(critics, obs, actions)  # [S, 2, B]
     critic_loss = (q - y).square().mean(-1).sum(-1)
@@ -764,7 +766,7 @@ def catch_signals() -> Iterator[list[int]]:
         if os.getpid() != owner:  # a worker of a vector environment, forked in here
             os._exit(128 + number)
         signals.append(number)
-        if len(signals) > 1:
+        if signals.count(number) > 1:
             signal.signal(number, signal.SIG_DFL)
 
     handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -826,7 +828,8 @@ def capture_video(agent: Agent, args: Args, step: int, folders: list[Path]) -> N
 
 def evaluate_saved(args: Args) -> None:
     """--evaluate: what a trained agent does on its task, printed and, by episode, written to evaluation.csv in its
-    folder: the episodes of its run's last evaluation again. --env-kwargs changes the task, --capture-video films it."""
+    folder: after a finished run the episodes of its last evaluation again. --env-kwargs changes the task,
+    --capture-video films it."""
     device, path = select_device(args), Path(args.evaluate or "")
     saved = load(path, "agent")
     folder = path if path.is_dir() else path.parent

@@ -8,8 +8,10 @@ The idea: what matters about a step is how far it moves the policy, not how far 
 step by KL divergence, go in the direction that gains most for a given KL, and no further than the batch supports.
 
     J = E[ sum_t gamma^t r_t ]                                               objective
-    E_{a~pi}[ A ] = E_old[ ratio * A ],  ratio = pi(a|s) / pi_old(a|s)       importance sampling, s from pi_old
-    max_theta  L(theta) = E_old[ ratio * A ]                                 eq. 14, with A = Q - V for its Q
+    J - J_old = E_pi[ sum_t gamma^t A(s_t, a_t) ],  A = Q - V of pi_old      exact: eq. 1
+              ~ E_old[ sum_t gamma^t E_{a~pi}[ A(s_t, a) ] ]                 near pi_old: eq. 3, s from pi_old
+    E_{a~pi}[ A ] = E_old[ ratio * A ],  ratio = pi(a|s) / pi_old(a|s)       importance sampling
+    max_theta  L(theta) = E_old[ ratio * A ]                                 eq. 14, A for its Q, gamma^t dropped
     such that  E[ KL(pi_old, pi) ] <= target_kl                              the trust region
     L ~ L(old) + g^T step,  E[ KL ] ~ step^T F step / 2                      for a small step = theta - theta_old
     g = grad L = E_old[ grad log pi A ]                                      there ratio = 1: the policy gradient
@@ -22,11 +24,12 @@ step by KL divergence, go in the direction that gains most for a given KL, and n
     then backtrack until L has improved and the KL is within target_kl       line_search
     A_t ~ sum_l (gamma * lambda)^l delta_{t+l}                               GAE, compute_gae; normalised for L only
     delta_t = r_t + gamma * (1 - terminated_t) * V(s_{t+1}) - V(s_t)         TD error
-    V: min E[ (V - (A + V_old))^2 ] / 2                                      update_critic
+    V: min E[ (V - returns)^2 ] / 2,  returns = A + V before the update      update_critic
 
 Importance sampling corrects the actions only, and its variance grows as pi leaves pi_old: the second moment is
 E_old[ (ratio * A)^2 ] = E_{a~pi}[ ratio * A^2 ]. States are still those of pi_old. So L is accurate only near pi_old:
-hence the region.
+hence the region. Without gamma^t, as in practice, g is in general the gradient of no objective (Nota and Thomas, 2020,
+arXiv:1906.07073).
 
     python algos/trpo.py --env-id Walker2d-v4
     python algos/trpo.py --env-id CartPole-v1 --num-seeds 5                                # discrete actions
@@ -946,7 +949,7 @@ def catch_signals() -> Iterator[list[int]]:
         if os.getpid() != owner:  # a worker of a vector environment, forked in here
             os._exit(128 + number)
         signals.append(number)
-        if len(signals) > 1:
+        if signals.count(number) > 1:
             signal.signal(number, signal.SIG_DFL)
 
     handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -1008,7 +1011,8 @@ def capture_video(agent: Agent, args: Args, step: int, folders: list[Path]) -> N
 
 def evaluate_saved(args: Args) -> None:
     """--evaluate: what a trained agent does on its task, printed and, by episode, written to evaluation.csv in its
-    folder: the episodes of its run's last evaluation again. --env-kwargs changes the task, --capture-video films it."""
+    folder: after a finished run the episodes of its last evaluation again. --env-kwargs changes the task,
+    --capture-video films it."""
     device, path = select_device(args), Path(args.evaluate or "")
     saved = load(path, "agent")
     folder = path if path.is_dir() else path.parent

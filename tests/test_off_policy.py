@@ -357,7 +357,8 @@ def test_sac_losses_by_hand(sac):
             values.append(x.flatten())
         return values
 
-    next_values = torch.minimum(*both(targets, next_obs, next_actions)) - 0.3 * next_log_probs[0]
+    in_units = next_log_probs[0] + agent.action_scale.log().sum()  # of half the range, which TORQUE does not have
+    next_values = torch.minimum(*both(targets, next_obs, next_actions)) - 0.3 * in_units
     y = rewards[0] + 0.9 * (1 - terminated[0]) * next_values
     q_values = both(critics, obs, actions)
     critic_loss = sum((q - y).square().mean() for q in q_values)
@@ -428,6 +429,17 @@ def test_alpha_rises_where_entropy_is_below_its_target(sac):
     log_probs = torch.tensor([[5.0, 5.0], [-5.0, -5.0]])  # entropies -5 and 5, for a target of -2
     sac.alpha_loss(log_alpha, log_probs, torch.tensor(-2.0)).sum().backward()
     assert log_alpha.grad.flatten().tolist() == [-3.0, 7.0]  # a step against it raises the first and lowers the second
+
+
+def test_what_entropy_is_worth_does_not_depend_on_the_unit_of_the_actions(sac, monkeypatch):
+    """Critics that see no action: then the same draws give the same targets y, whatever the unit."""
+    q_values, losses = sac.q_values, []
+    monkeypatch.setattr(sac, "q_values", lambda critics, obs, actions: q_values(critics, obs, 0 * actions))
+    for scale in (0.4, 1.0, 3.0):
+        everything = parts(sac, sac.Args(), gymnasium.spaces.Box(-scale, scale, (2,)))
+        torch.manual_seed(0)
+        losses.append(sac.update(*everything)["critic_loss"].item())
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 100.0])

@@ -286,8 +286,10 @@ def test_two_signals_are_one_wish(script):
     with script.catch_signals() as signals:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
-        assert signals == [signal.SIGTERM, signal.SIGTERM]
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # a third one ends the process
+        signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) != signal.SIG_DFL  # the first of its own kind
+        assert signals == [signal.SIGTERM, signal.SIGTERM, signal.SIGINT]
     assert signal.getsignal(signal.SIGTERM) == before
 
 
