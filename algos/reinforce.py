@@ -996,7 +996,7 @@ def main() -> None:
     try:
         run(args)
     except (OSError, MemoryError, RuntimeError) as error:
-        words = ("allocate", "size calculation", "out of memory")
+        words = ("allocate", "size calculation", "out of memory", "ALLOC_FAILED")
         if isinstance(error, RuntimeError) and not any(word in str(error) for word in words):
             raise
         refuse("the machine cannot do it", error)

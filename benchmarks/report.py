@@ -216,7 +216,7 @@ def matrix(results: dict[str, dict[str, dict]]) -> str:
     seeds = " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
     sampled = sum(cell.bar.sampled for cell in compared)
     note = (
-        f"Curves: deterministic evaluations, mean of the seeds with its 95 % interval. Table, upper line: return after a"
+        "Curves: deterministic evaluations, mean of the seeds with its 95 % interval. Table, upper line: return after a"
         f" million steps, mean of {seeds} seeds with its 95 % interval, the last policy's deterministic action, 100"
         " episodes per seed. Lower line: what of ours is compared, and the best published mean that we found for the"
         " algorithm; ▲ is above it (or equal), ▼ below; ▲▲ and ▼▼ are significant (Welch's t test, p < 0.05 with Holm's"
@@ -718,7 +718,8 @@ def headline(folder: Path) -> str | None:
     return (
         f"{machines} {cores} CPU cores PPO makes {rates} steps of {env_id} per second with one seed: {same} times as"
         f" many as Stable-Baselines3 with minibatches of the same size, {default} times as many as with its defaults."
-        " Part of this is the simulator: ours is EnvPool's, in C++ on all cores, theirs Gymnasium's, in one Python process."
+        " Part of this is the simulator: ours is EnvPool's, in C++ on all cores, theirs Gymnasium's, in one Python"
+        " process."
     )
 
 

@@ -371,6 +371,9 @@ def main(args: Args) -> None:
     failed = []
     for algo in args.algos:
         values: dict[str, list[float]] = {name: [] for name in measurements(algo, args)}
+        counts = numbers_of_seeds(algo, args)
+        needed = {f"{algo}, {seeds_text(n)}" for n in counts}
+        needed |= {f"EnvPool alone, {NUM_ENVS[algo] * n} environments" for n in counts}
         for repeat in range(args.repeats):
             for name in list(values):
                 words = [sys.executable, __file__, "--env-id", args.env_id, "--algos", algo, "--worker", name]
@@ -384,9 +387,9 @@ def main(args: Args) -> None:
                     continue
                 values[name].append(json.loads(done.stdout.splitlines()[-1]))
                 print(f"{algo} {repeat + 1}/{args.repeats}  {name:<42}{values[name][-1]:18,.0f}", flush=True)
-        counts = numbers_of_seeds(algo, args)
-        needed = {f"{algo}, {seeds_text(n)}" for n in counts}
-        needed |= {f"EnvPool alone, {NUM_ENVS[algo] * n} environments" for n in counts}
+                so_far = {name: each for name, each in values.items() if each}
+                if args.device != "cpu" and needed <= so_far.keys():
+                    keep(summary(algo, args, so_far), args)  # gpu.sh's time may be up before all is measured
         if not needed <= values.keys():
             failed.append(algo)
             continue

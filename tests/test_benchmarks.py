@@ -541,6 +541,23 @@ def test_what_cannot_be_measured_leaves_the_other_algorithms(tmp_path, monkeypat
     assert measured == ["trpo"]
 
 
+def test_a_gpu_whose_time_is_up_leaves_what_was_measured(tmp_path, monkeypatch):
+    speed = load_script(ROOT / "benchmarks" / "speed.py")
+
+    def worker(words, **_):
+        if words[words.index("--worker") + 1].endswith("compiled"):
+            raise KeyboardInterrupt
+        return subprocess.CompletedProcess(words, 0, "100.0")
+
+    monkeypatch.setattr(speed.subprocess, "run", worker)
+    monkeypatch.setattr(speed, "versions", lambda args: {})
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H")
+    with pytest.raises(KeyboardInterrupt):
+        speed.main(speed.Args(algos=("a2c",), repeats=1, device="cuda", peers=False, output=tmp_path))
+    rates = json.loads((tmp_path / "a2c_cuda.json").read_text())["steps_per_second"]
+    assert {"a2c, 1 seed", "a2c, 8 seeds", "a2c, 1 seed, eager", "a2c, 8 seeds, eager"} <= rates.keys()
+
+
 @pytest.mark.parametrize("algo", ["sac", "ddpg"])
 def test_operations_of_an_update_against_pytorchs_counter(algo):
     """The share of the machine's matrix product rests on this number."""

@@ -51,6 +51,7 @@ def check_graph_equals_eager(script, args):
     torch.testing.assert_close(*map(loss_curves, runs), rtol=1e-2, atol=1e-3)
     for name, eager in states[0].items():
         torch.testing.assert_close(states[1][name], eager, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    return states[0]
 
 
 def test_graph_equals_eager(script, quick):
@@ -237,4 +238,8 @@ def test_a_checkpoint_moves_between_devices(script, quick, monkeypatch):
 
 @pytest.mark.parametrize("script", ["ppo_continuous", "sac"], indirect=True)
 def test_compiled_graph_equals_compiled_eager(script, quick):
-    check_graph_equals_eager(script, quick | {"compile": True})
+    compiled = check_graph_equals_eager(script, quick | {"compile": True})
+    if script.__name__ == "ppo_continuous":  # SAC's compiled update draws its noise otherwise
+        args = script.Args(num_seeds=2, cuda_graphs=False, **quick)
+        for name, plain in final_state(script.train(args)).items():
+            torch.testing.assert_close(compiled[name], plain, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")

@@ -647,6 +647,7 @@ def test_a_copy_of_one_file_runs_elsewhere(script, quick, tmp_path):
         (OSError(28, "No space left on device"), True),
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (RuntimeError("shapes cannot be multiplied"), False),
         (NotImplementedError("a kernel that is not there"), False),
         (RecursionError("a fault of the script"), False),

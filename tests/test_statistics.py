@@ -279,8 +279,8 @@ def test_the_front_page_of_speed_by_hand(tmp_path):
     assert report.headline(tmp_path) == (
         "On each of 2 machines with 2 CPU cores PPO makes 5,346 to 6,778 steps of Walker2d-v4 per second with one seed:"
         " 1.9 to 2.0 times as many as Stable-Baselines3 with minibatches of the same size, 2.8 to 2.9 times as many as"
-        " with its defaults. Part of this is the simulator: ours is EnvPool's, in C++ on all cores, theirs Gymnasium's, in"
-        " one Python process."
+        " with its defaults. Part of this is the simulator: ours is EnvPool's, in C++ on all cores, theirs Gymnasium's,"
+        " in one Python process."
     )
     larger = own | {"hardware": own["hardware"] | {"cores": 64}}  # which the sentence must not count among those of two
     (tmp_path / "other" / "ppo_continuous.json").write_text(json.dumps(larger))
