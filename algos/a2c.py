@@ -23,8 +23,8 @@ went, and take one gradient step that makes better-than-expected actions more li
 
 lambda = 0 has the least variance and all the bias of V's error, lambda = 1 the least bias and the variance of n sampled
 rewards; n reaches to the end of the rollout or episode. A3C plays the environments in asynchronous workers, whose
-gradients arrive late; here they step together and one batch holds them all. That many games at once decorrelate a
-batch, in place of a replay. The theorem weights step t by gamma^t, or draws states from d: play on with probability
+gradients arrive late; here they step together and one batch holds them all. Games played side by side decorrelate a
+batch, as a replay would. The theorem weights step t by gamma^t, or draws states from d: play on with probability
 gamma, else stop, and take the state where it stopped. Practice drops the weight, as this script does, and what is then
 followed is in general the gradient of no objective (Nota and Thomas, 2020, arXiv:1906.07073).
 
@@ -39,8 +39,7 @@ Details that matter:
  4. A policy is a softmax over actions or a normal, depending on the action space; the algorithm is the same.
  5. Observations are centred and divided by their running standard deviation, whose statistics take in a batch only
     after its update. Rewards are not centred, but divided by the running standard deviation of `discounted_sums`, this
-    batch included. Both are clipped to +-10. Evaluation freezes the statistics and reports the task's
-    own return.
+    batch included. Both are clipped to +-10. Evaluation freezes the statistics and reports the task's own return.
  6. The unit of a normal policy is half the action range. Actions are scaled and clipped to the task's bounds for the
     simulator only; the log-probability is that of the unclipped action. The policy's standard deviation sigma has a
     floor: the gradient of the mean grows like 1 / sigma, and when advantages are only noise, that ruins a perfect
@@ -49,8 +48,8 @@ Details that matter:
     more, and the gradient is noise. `bounds_loss` keeps the mean from going there (that of rl_games begins at 1.1
     times the range).
 Deviations from the paper: 5, 6, 7, orthogonal initialisation, other networks and no recurrence, a sigma that does not
-depend on the state, a value loss of weight vf_coef / 2, a clipped gradient norm, no entropy bonus, GAE, and Adam.
-Closer to the paper's Atari runs is
+depend on the state, a value loss of weight vf_coef / 2, a clipped gradient norm, no entropy bonus, GAE, Adam and, on
+MuJoCo, bootstrapping (the paper updates once an episode there, without). Closer to its Atari runs is
 `--gae-lambda 1 --num-steps 5 --optimizer rmsprop --ent-coef 0.01 --bounds-loss-coef 0`, though PyTorch's RMSprop
 divides by sqrt(g) + epsilon, the paper's by sqrt(g + epsilon), g being the running mean of squared gradients.
 """
@@ -113,7 +112,7 @@ class Args:
 
     # Algorithm
     num_steps: int = 64  # steps of each environment per iteration (the largest n of the n-step advantage)
-    learning_rate: float = 3e-3  # at the start
+    learning_rate: float = 3e-3  # initial learning rate
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     optimizer: Literal["adam", "rmsprop"] = "adam"  # rmsprop is nearly that of the paper
     gamma: float = 0.99  # discount factor
@@ -194,7 +193,7 @@ class Agent(nn.Module):
         self.actor = mlp([self.obs_dim, args.hidden_size, args.hidden_size, outputs], nn.Tanh, 0.01, generators)
         self.critic = mlp([self.obs_dim, args.hidden_size, args.hidden_size, 1], nn.Tanh, 1.0, generators)
         self.obs_stats = RunningMeanStd(S, self.obs_dim)
-        self.return_stats = RunningMeanStd(S, 1)
+        self.return_stats = RunningMeanStd(S, 1)  # of discounted_sums
         if self.discrete:
             self.first_action = int(action_space.start)
             return

@@ -6,17 +6,16 @@
 
 The idea: Q-learning for continuous actions. The maximum over actions is replaced by an actor that is trained to find
 it, by the gradient that runs from Q through the action; noise on the action explores, and a replay keeps the past. Old
-transitions stay usable, since the value y to which Q is fitted takes the next action from today's policy, not from the
-one that acted; more precisely from a slow copy of it. Slow copies of both networks, the targets, keep y from moving
-with every step of Q.
+transitions stay usable, since the value y to which Q is fitted takes the next action from (a slow copy of) today's
+policy, not from the one that acted. Slow copies of both networks, the targets, keep y from moving with every step of Q.
 
     J = E[ sum_t gamma^t r_t ]                                               objective
     y = r + gamma * (1 - terminated) * Q_target(s', pi_target(s'))           td_target
     critic: min E_replay[ (Q(s, a) - y)^2 ]                                  algorithm 1, update
-    actor: max E_replay[ Q(s, pi(s)) ]                                       update
-        grad J ~ E_replay[ grad_a Q(s, a) grad pi(s) ],  a = pi(s)           deterministic policy gradient (eq. 6)
+    actor: max E_replay[ Q(s, pi(s)) ]                                       deterministic policy gradient, update
+        grad J ~ E_replay[ grad_a Q(s, a) grad pi(s) ],  a = pi(s)           eq. 6: s from the replay, without gamma^t
     Q_target <- (1 - tau) * Q_target + tau * Q,  and pi_target likewise      Polyak averaging; equal at the start
-    a = clip(pi(s) + sigma * xi),  xi ~ N(0, 1)                              exploration, sigma: exploration_noise
+    a = clip(pi(s) + sigma * scale * xi),  xi ~ N(0, 1)                      exploration, sigma: exploration_noise
 
     python algos/ddpg.py --env-id HalfCheetah-v4
     python algos/ddpg.py --env-id Walker2d-v4 --num-seeds 3                                # three agents, one process
@@ -33,15 +32,15 @@ Details that matter:
  4. utd_ratio is the number of updates per environment step of a seed: 16 updates go with a step of 16 environments.
     They run once the actions are chosen (on a GPU while the simulator steps), so a step's own transitions can be drawn
     from the next step on.
- 5. Noise is normal, drawn anew for every environment and every dimension of the action, in units of half its range.
+ 5. Noise is normal, drawn anew for every environment and every dimension of the action, whose scale is half its range.
  6. The gradient runs from Q through the action into the policy; the critic's own weights get none of it.
  7. Observations and rewards are taken as they are.
  8. The critic's learning rate is the larger one: the actor climbs the current Q, so Q should be accurate first. Yet it
     climbs Q's errors too, and the target repeats them: nothing bounds Q from above. On Walker2d-v4, whose episodes end
     early, losses/q_values rises to thousands within a million steps, and to hundreds with a slower critic
-    (--critic-learning-rate 3e-4), which in two seeds returns 3.5 times as much there, 3 % less on HalfCheetah-v4 and
-    31 % less on Hopper-v4, where returns rise and fall with either rate. None of this is significant.
-Deviations from the paper (the paper's in brackets): 3 (no terminal states), 4 (one environment, one update a step),
+    (--critic-learning-rate 3e-4), which returns 3.5 times as much there, 3 % less on HalfCheetah-v4 and 31 % less on
+    Hopper-v4, where returns rise and fall with either rate: two seeds, so none of these differences is significant.
+Deviations from the paper (the paper's in brackets): 3 (always bootstraps), 4 (one environment, one update a step),
 uncorrelated noise of 0.1 (Ornstein-Uhlenbeck of 0.2), random actions at first, the action enters the critic's first
 layer (second), 256 x 256 units (400, 300), an actor's learning rate of 3e-4 (1e-4), batches of 256 (64), tau 0.005
 (0.001), orthogonal initialisation (uniform), no batch normalisation, no weight decay.
@@ -244,7 +243,7 @@ def q_value(critic: nn.Sequential, obs: Tensor, actions: Tensor) -> Tensor:
 
 
 def td_target(rewards: Tensor, terminated: Tensor, next_values: Tensor, gamma: float) -> Tensor:
-    """r + gamma * (1 - terminated) * next_values, those of s'; a truncated episode still has them to come."""
+    """r + gamma * (1 - terminated) * next_values, the values of s'; all [S, B]. Truncation does not end the sum."""
     return rewards + gamma * torch.where(terminated > 0, 0.0, next_values)  # 0 times what is not finite would be NaN
 
 

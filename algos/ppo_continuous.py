@@ -15,15 +15,15 @@ ratio takes away what there is to gain from leaving the policy that acted; a KL 
     L_clip = E[ min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A) ]          eq. 7 (eps: clip_coef), policy_loss_clip
     L_kl = E[ ratio * A ] - kl_coef * E[ KL(pi_old, pi) ]                    eq. 8, policy_loss_kl (--kl-coef)
     kl_coef doubles where KL > 1.5 * target_kl, halves where KL < target_kl / 1.5      section 4, adapt_kl_coef
-    A_t ~ sum_l (gamma * lambda)^l delta_{t+l}                               eq. 11, compute_gae; normalised for L only
+    A_t ~ sum_l (gamma * lambda)^l delta_{t+l}  (lambda: gae_lambda)         eq. 11, compute_gae; normalised for L only
     delta_t = r_t + gamma * (1 - terminated_t) * V(s_{t+1}) - V(s_t)         eq. 12
-    loss = -L + vf_coef * E[ (V - returns)^2 ] / 2 - ent_coef * E[ entropy ]           eq. 9, update_minibatch
+    loss = -L + vf_coef * E[ (V - returns)^2 ] / 2 - ent_coef * E[ entropy ]  eq. 9, update_minibatch; L: clip or kl
     returns = A + V before the update                                        the target of V
 
 Importance sampling corrects the actions only, and its variance grows as pi leaves pi_old: the second moment is
-E_old[ (ratio * A)^2 ] = E_{a~pi}[ ratio * A^2 ]. States are still those of pi_old. Hence the clipping, or the penalty:
-L is L_clip or L_kl. Without gamma^t, as in practice, one follows in general the gradient of no objective (Nota and
-Thomas, 2020, arXiv:1906.07073).
+E_old[ (ratio * A)^2 ] = E_{a~pi}[ ratio * A^2 ]. States are still those of pi_old. Hence the clipping, or the penalty.
+Without gamma^t, as in practice, one follows in general the gradient of no objective (Nota and Thomas, 2020,
+arXiv:1906.07073).
 
     python algos/ppo_continuous.py --env-id Walker2d-v4
     python algos/ppo_continuous.py --env-id Walker2d-v4 --num-seeds 5                      # five agents, one process
@@ -223,7 +223,7 @@ class Agent(nn.Module):
         self.critic = mlp([self.obs_dim, args.hidden_size, args.hidden_size, 1], nn.Tanh, 1.0, generators)
         self.log_std = nn.Parameter(torch.full((S, 1, self.action_dim), args.log_std_init), not args.anneal_log_std)
         self.obs_stats = RunningMeanStd(S, self.obs_dim)
-        self.return_stats = RunningMeanStd(S, 1)
+        self.return_stats = RunningMeanStd(S, 1)  # of discounted_sums
         low, high = torch.tensor(action_space.low).float().ravel(), torch.tensor(action_space.high).float().ravel()
         bounded = (low < high) & (high - low).isfinite()  # else the policy's unit is the task's own
         self.action_low, self.action_high = nn.Buffer(low, persistent=False), nn.Buffer(high, persistent=False)
@@ -341,8 +341,8 @@ def discounted_sums(rewards: Tensor, done: Tensor, carry: Tensor, gamma: float) 
 
 
 def policy_loss_clip(ratio: Tensor, advantages: Tensor, valid: Tensor, clip_coef: float) -> Tensor:
-    """Minus eq. 7 of the paper, per seed. Past the clip on the side that the advantage favours a row has no gradient;
-    past it on the other side, where min takes the plain product, the gradient leads back."""
+    """Minus eq. 7 of the paper, per seed. A row past the clip on the side that its advantage favours has no gradient;
+    past it on the other side, min takes the plain product, whose gradient leads back."""
     clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
     return -masked_mean(torch.minimum(ratio * advantages, clipped * advantages), valid)
 

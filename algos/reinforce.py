@@ -15,21 +15,21 @@ sum_t log pi(a_t|s_t) depends on the parameters.
     G_t = r_t + gamma * G_{t+1},  Q(s, a) = E[ G_t | s_t = s, a_t = a ]      reward_to_go, in linear time, backwards
     E[ grad log pi(a|s) b(s) ] = b(s) grad sum_a pi(a|s) = b(s) grad 1 = 0   so a baseline b moves the variance only
     b = sum_{i>0} 0.9^i m_i / sum_{i>0} 0.9^i                                --baseline mean; m_i: mean G, i batches ago
-    b = V(s), by least squares                                               --baseline value
+    b = V(s), by least squares                                               --baseline value: V also bootstraps G
 
-    python algos/reinforce.py --env-id CartPole-v1                                         # b = V(s), learned
+    python algos/reinforce.py --env-id CartPole-v1                                         # b = V(s), bootstraps too
     python algos/reinforce.py --env-id CartPole-v1 --baseline mean                         # b = a moving average
     python algos/reinforce.py --env-id CartPole-v1 --baseline none --no-reward-to-go       # R(tau), no baseline
     python algos/reinforce.py --env-id CartPole-v1 --baseline mean --hidden-size 0         # a linear policy
 
 Baselines, and the bias of each:
-    none, mean   Whole episodes of up to `horizon` steps: every environment starts anew, contributes its first episode
-                 of the batch and nothing after it. Only after a short one would there be room for a second, and short
-                 ones would count too often. Nothing is bootstrapped. The average b is over the rows of earlier batches;
-                 this batch's own would depend on the actions it judges. Before its norm is clipped, the gradient has no
-                 bias but that of detail 1 and of detail 6: the scale of rewards depends on the batch, and they are
-                 clipped. The price is variance: over H steps, a sum of H uncorrelated grad log pi, each times a return
-                 of up to H rewards, can vary like H * H^2 = H^3.
+    none, mean   Whole episodes of up to `horizon` steps: every environment starts anew and contributes one episode. A
+                 second would fit only after a short first one, so short episodes would count too often. Nothing is
+                 bootstrapped. The average b is over the rows of earlier batches; this batch's own would depend on the
+                 actions it judges. Before its norm is clipped, the gradient has no bias but that of detail 1 and of
+                 detail 6: the scale of rewards depends on the batch, and they are clipped. The price is variance: over
+                 H steps, a sum of H uncorrelated grad log pi, each times a return of up to H rewards, can vary like
+                 H * H^2 = H^3.
     value        Environments go on from batch to batch. What comes after the end of a batch or a time limit is replaced
                  by V, whose error is the bias. Except for detail 8 and Adam's epsilon this is `a2c.py --gae-lambda 1
                  --bounds-loss-coef 0` with rarer, larger batches, which Sutton and Barto (2018, chapter 13) would call
@@ -38,8 +38,8 @@ Baselines, and the bias of each:
 Details that matter:
  1. The theorem weights step t by gamma^t, or draws states from d: play on with probability gamma, else stop, and take
     the state where it stopped. Practice drops the weight, and so does this script unless --discount-visitation is
-    given; R(tau), discounted from the first step on, has it in any case. Without it one follows in general the gradient
-    of no objective (Nota and Thomas, 2020, arXiv:1906.07073).
+    given; R(tau), discounted from the first step on, has it in any case. Without gamma^t one follows in general the
+    gradient of no objective (Nota and Thomas, 2020, arXiv:1906.07073).
  2. Seed axis: every tensor of a network is [S, ...] and one batched product trains S independent agents. Losses are
     summed over seeds; norms and statistics are per seed, so no seed affects another. But with none or mean a batch
     lasts as long as the longest episode of any seed, and every seed is charged that many steps: alone, a seed makes
@@ -54,14 +54,14 @@ Details that matter:
     its error: a linear policy solves CartPole-v1 with a moving average, and forgets it again with V(s).
  6. Observations are centred and divided by their running standard deviation, whose statistics take in a batch only
     after its update. Rewards are not centred, but divided by the running standard deviation of `discounted_sums`, this
-    batch included. Both are clipped to +-10. Evaluation freezes the statistics and reports the task's
-    own return.
+    batch included. Both are clipped to +-10. Evaluation freezes the statistics and reports the task's own return.
  7. The unit of a normal policy is half the action range. Actions are scaled and clipped to the task's bounds for the
     simulator only; the log-probability is that of the unclipped action.
  8. The policy's sum over a batch is divided by a constant, not by the number of steps, which depends on the actions.
- 9. The standard deviation sigma of a normal policy has a floor, for the gradient of the mean grows like 1 / sigma.
-Deviations from the paper, where one reward r of a whole episode weights all of it by r - b: reward-to-go, gamma, V(s),
-what the default bootstraps, 6, 7, 9, Adam, an annealed rate, a clipped gradient norm, orthogonal initialisation.
+ 9. The standard deviation sigma of a normal policy has a floor: the gradient of the mean grows like 1 / sigma, and when
+    advantages are only noise, that ruins a perfect policy.
+Deviations from the paper, which after each episode weights all of it by one reward less b: batches of episodes,
+reward-to-go, gamma, V(s), bootstrapping, 6, 7, 9, Adam, annealing, gradient clipping, orthogonal initialisation.
 """
 
 import contextlib
@@ -210,7 +210,7 @@ class Agent(nn.Module):
         self.actor = mlp([self.obs_dim, args.hidden_size, args.hidden_size, outputs], nn.Tanh, 0.01, generators)
         self.critic = mlp([self.obs_dim, args.hidden_size, args.hidden_size, 1], nn.Tanh, 1.0, generators)
         self.obs_stats = RunningMeanStd(S, self.obs_dim)
-        self.return_stats = RunningMeanStd(S, 1)
+        self.return_stats = RunningMeanStd(S, 1)  # of discounted_sums
         if self.discrete:
             self.first_action = int(action_space.start)
             return

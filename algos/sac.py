@@ -9,7 +9,7 @@ replay uses each step many times. Old transitions stay usable, since the value y
 asks today's policy for the next action; slow copies of the critics, the targets, keep y from moving with every step.
 
     J = E[ sum_t gamma^t (r_t + alpha * H(pi(.|s_t))) ]                      maximum-entropy objective
-    V(s') ~ min_j Q_target_j(s', a') - alpha * log pi(a'|s'),  a' ~ pi       eq. 3, by one draw; see detail 8
+    V(s') ~ min_j Q_target_j(s', a') - alpha * (log pi(a'|s') + log_scale)   eq. 3, by one a' ~ pi; detail 8
     y = r + gamma * (1 - terminated) * V(s')                                 td_target
     critic: min E[ (Q_j(s, a) - y)^2 ],  j = 1, 2                            eq. 5, update; two against overestimation
     actor: min E[ alpha * log pi(a|s) - min_j Q_j(s, a) ]                    eq. 9, update
@@ -22,9 +22,9 @@ asks today's policy for the next action; slow copies of the critics, the targets
     python algos/sac.py --env-id Walker2d-v4 --alpha 0.2                                   # a fixed entropy weight
 
 Details that matter:
- 1. Seed axis: every tensor of a network is [S, ...] and one batched product trains S independent agents; twin critics
-    are members of the same axis. Losses are summed over seeds, so no seed affects another; each has its own replay.
-    Shapes: S seeds, N environments of each, B rows of a batch, D and A dimensions of observation and action.
+ 1. Seed axis: every tensor of a network is [S, ...] and one batched product trains S independent agents; the critics'
+    are [2 * S, ...], two for each seed. Losses are summed over seeds, so no seed affects another; each has its own
+    replay. Shapes: S seeds, N environments of each, B rows of a batch, D and A dimensions of observation and action.
  2. Next-step auto-reset: the step after `done` ignores its action and returns the first observation of the new
     episode. That row, the reset row, is not a transition: it is never stored.
  3. next_obs is the true next observation, that of an episode's last step included: truncation bootstraps from it,
@@ -37,10 +37,10 @@ Details that matter:
  6. The gradient runs from Q through the action into the policy, the reparameterisation trick; the critics' own weights
     get none of it.
  7. Observations and rewards are taken as they are.
- 8. Entropy counts in units of half the action range: its target is -1 for each dimension. Log pi(a|s) is in the task's
-    own units, hence the sum of log scale in V and in target_entropy. So the unit in which a task takes its actions
-    changes neither alpha nor what entropy is worth.
-Deviations from the paper (the paper's in brackets): 3 (no terminal states), 4 (one environment, one update a step),
+ 8. Entropy is that of the action in units of half its range, with a target of -1 for each dimension. Log pi(a|s) and
+    losses/entropy are in the task's own units: hence log_scale, the sum of log scale, in V and in target_entropy. So
+    the unit in which a task takes its actions changes neither alpha nor what entropy is worth.
+Deviations from the paper (the paper's in brackets): 3 (always bootstraps), 4 (one environment, one update a step),
 random actions at first, orthogonal initialisation, a learning rate of 1e-3 (3e-4), log sigma squashed into [-5, 2] by a
 tanh, so that sigma begins at exp(-1.5) = 0.22, alpha trained through log alpha, no 1/2 before the critics' loss.
 """
@@ -264,7 +264,7 @@ def q_values(critics: nn.Sequential, obs: Tensor, actions: Tensor) -> Tensor:
 
 
 def td_target(rewards: Tensor, terminated: Tensor, next_values: Tensor, gamma: float) -> Tensor:
-    """r + gamma * (1 - terminated) * next_values, those of s'; a truncated episode still has them to come."""
+    """r + gamma * (1 - terminated) * next_values, the values of s'; all [S, B]. Truncation does not end the sum."""
     return rewards + gamma * torch.where(terminated > 0, 0.0, next_values)  # 0 times what is not finite would be NaN
 
 

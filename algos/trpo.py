@@ -11,10 +11,10 @@ step by KL divergence, go in the direction that gains most for a given KL, and n
     J - J_old = E_pi[ sum_t gamma^t A(s_t, a_t) ],  A = Q - V of pi_old      exact: eq. 1
               ~ E_old[ sum_t gamma^t E_{a~pi}[ A(s_t, a) ] ]                 near pi_old: eq. 3, s from pi_old
     E_{a~pi}[ A ] = E_old[ ratio * A ],  ratio = pi(a|s) / pi_old(a|s)       importance sampling
-    max_theta  L(theta) = E_old[ ratio * A ]                                 eq. 14, A for its Q, gamma^t dropped
+    max_theta  L(theta) = E_old[ ratio * A ]                                 eq. 14, with A for Q, without gamma^t
     such that  E[ KL(pi_old, pi) ] <= target_kl                              the trust region
     L ~ L(old) + g^T step,  E[ KL ] ~ step^T F step / 2                      for a small step = theta - theta_old
-    g = grad L = E_old[ grad log pi A ]                                      there ratio = 1: the policy gradient
+    g = grad L at theta_old = E_old[ grad log pi A ]                         ratio is 1 there: the policy gradient
     F = Hessian of the mean KL at theta_old, the Fisher matrix
     x = F^-1 g,  x^T F x = g^T F^-1 g                                        natural gradient
     theta = theta_old + sqrt(2 * target_kl / x^T F x) * x                    scaled to the region
@@ -22,7 +22,7 @@ step by KL divergence, go in the direction that gains most for a given KL, and n
     F v = grad( (grad KL)^T v ) = K^T C K v                                  fisher_product: K = d outputs / d theta,
                                                                              C = Hessian of the KL in the outputs
     then backtrack until L has improved and the KL is within target_kl       line_search
-    A_t ~ sum_l (gamma * lambda)^l delta_{t+l}                               GAE, compute_gae; normalised for L only
+    A_t ~ sum_l (gamma * lambda)^l delta_{t+l}  (lambda: gae_lambda)         GAE, compute_gae; normalised for L only
     delta_t = r_t + gamma * (1 - terminated_t) * V(s_{t+1}) - V(s_t)         TD error
     V: min E[ (V - returns)^2 ] / 2,  returns = A + V before the update      update_critic
 
@@ -46,13 +46,13 @@ Details that matter:
     bootstraps from V(obs[t + 1]); termination does not; the sum over l ends at both.
  4. The number of conjugate gradient iterations is fixed; once a seed's residual is 1e-10 of its gradient, further ones
     change nothing. cg_damping * I is added to F, or directions that hardly change the policy would get huge steps. It
-    counts in x^T F x too, so the whole step's KL (losses/approx_kl) mostly stays below target_kl.
+    counts in x^T F x too, so even a whole step's KL mostly stays below target_kl (losses/approx_kl: the step taken).
  5. So the line search is a safeguard, and seldom shortens a step (losses/step_length is mostly 1). The longest good
     candidate is taken; where none is good, the parameters stay exactly as they were (losses/accepted is 0).
  6. Observations are centred and divided by their running standard deviation, whose statistics take in a batch only
-    once it is normalised. (That moves the policy too, at first by more than target_kl, and no KL counts it.) Rewards
-    are not centred, but divided by the running standard deviation of `discounted_sums`, this batch included. Both are
-    clipped to +-10. Evaluation freezes the statistics and reports the task's own return.
+    once it is normalised. (The new statistics move the policy too, at first by more than target_kl, and no KL counts
+    it.) Rewards are not centred, but divided by the running standard deviation of `discounted_sums`, this batch
+    included. Both are clipped to +-10. Evaluation freezes the statistics and reports the task's own return.
  7. A policy is a softmax over actions or a normal, depending on the action space. The unit of a normal is half the
     action range; actions are scaled and clipped to the task's bounds for the simulator only; the log-probability is
     that of the unclipped action. The normal's standard deviation sigma has a floor: the gradient of the mean grows like
@@ -128,7 +128,7 @@ class Args:
     cg_damping: float = 0.1  # multiple of the identity that is added to the Fisher matrix
     line_search_steps: int = 10  # candidates of the line search; 0 takes the natural-gradient step whole
     line_search_decay: float = 0.7  # length of a candidate over that of the one before
-    learning_rate: float = 3e-3  # of the value function, by Adam
+    learning_rate: float = 3e-3  # initial learning rate of the value function's Adam
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     value_epochs: int = 5  # passes of the value function over the batch per iteration
     num_minibatches: int = 8  # minibatches per pass
@@ -209,7 +209,7 @@ class Agent(nn.Module):
         self.actor = mlp([self.obs_dim, args.hidden_size, args.hidden_size, outputs], nn.Tanh, 0.01, generators)
         self.critic = mlp([self.obs_dim, args.hidden_size, args.hidden_size, 1], nn.Tanh, 1.0, generators)
         self.obs_stats = RunningMeanStd(S, self.obs_dim)
-        self.return_stats = RunningMeanStd(S, 1)
+        self.return_stats = RunningMeanStd(S, 1)  # of discounted_sums
         if self.discrete:
             self.first_action = int(action_space.start)
             return
