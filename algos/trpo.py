@@ -643,8 +643,13 @@ def check_ranges(args: Args) -> None:
     ranges |= {"seed": (0, 2**32 - args.num_seeds)}  # of a larger one torch's CPU generator takes 32 bits
     ranges |= {"buffer_size": (1, 2**24)}  # rows are drawn by a float32, which has 24 bits
     for name, value in vars(args).items():
-        lowest, highest = ranges.get(name, (1, 2**20) if Args.__annotations__.get(name) is int else (0, 2**53))
-        if type(value) in (int, float) and not lowest <= value <= highest:
+        if type(value) not in (int, float):
+            continue
+        whole, default = Args.__annotations__.get(name) is int, getattr(Args, name, None) or 0
+        # Of an argument of your own, what its default allows: negative numbers if that is negative
+        own = (min(1, default * 2**20), 2**20) if whole else (min(0, default * 2**53), 2**53)
+        lowest, highest = ranges.get(name, own)
+        if not lowest <= value <= highest:
             refuse(f"{name} = {value} is out of range")
         if name in ("num_envs", "eval_episodes", "final_eval_episodes") and args.num_seeds * value > 2**16:
             refuse(f"{name} = {value} for each of {args.num_seeds} seeds is out of range")
@@ -734,9 +739,10 @@ def check_task(envs: Any, args: Args, *action_types: type) -> None:
         refuse(f"{args.env_id} observes a {type(envs.single_observation_space).__name__}; this script takes Box")
     if not isinstance(envs.single_action_space, action_types):
         refuse(f"{args.env_id} takes {type(envs.single_action_space).__name__} actions; this script takes {names}")
-    mode = getattr(envs, "metadata", {}).get("autoreset_mode")
-    if mode not in (None, gymnasium.vector.AutoresetMode.NEXT_STEP):
-        refuse(f"{args.env_id} resets in the mode {getattr(mode, 'value', mode)}; this script takes NextStep")
+    mode = (envs.metadata or {}).get("autoreset_mode")
+    if mode != gymnasium.vector.AutoresetMode.NEXT_STEP:
+        mode = getattr(mode, "value", mode)
+        refuse(f"{args.env_id} resets in the mode {mode} (its metadata's autoreset_mode); this script takes NextStep")
     if (players := getattr(envs, "config", {}).get("max_num_players", 1)) > 1:
         refuse(f"{args.env_id} has {players} players; this script takes one")
     if args.capture_video:  # some tasks have no picture: better known now than after training
@@ -791,7 +797,7 @@ class RunLog:
         config["script_sha256"] = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
         if saved and (earlier := folders[0] / "config.json").exists():
             before = json.loads(earlier.read_text())
-            part = {key: before.get(key) for key in ("versions", "hardware", "git_commit", "script_sha256")}
+            part = {key: value for key, value in before.items() if key not in ("args", "resumed")}
             config["resumed"] = [*before.get("resumed", []), {"at_step": step, "before": part}]
         self.lock = os.open(folders[0] / ".lock", os.O_RDWR | os.O_CREAT)
         try:  # --resume may have found a run that still goes on
@@ -844,7 +850,8 @@ class RunLog:
         self.bar.update(step - self.bar.n)
         if returns is not None:
             each = " ".join(f"{value:.6g}" for value in returns)
-            self.bar.write(f"step {step}: evaluation return {returns.mean():.6g} (by seed: {each})")
+            with contextlib.suppress(OSError):  # the terminal, or who read the output, may have gone
+                self.bar.write(f"step {step}: evaluation return {returns.mean():.6g} (by seed: {each})")
         self.since = time.perf_counter()
 
     def close(self) -> None:
@@ -886,21 +893,21 @@ def restore(state: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
 
 def diverged(agent: nn.Module) -> list[int]:
     """The seeds (counted from 0) of which a weight or a statistic is not finite any more."""
-    finite = torch.stack([tensor.isfinite().flatten(1).all(1) for tensor in agent.state_dict().values()]).all(0)
+    finite = torch.stack([x.isfinite().reshape(len(x), -1).all(1) for x in agent.state_dict().values()]).all(0)
     return (~finite).nonzero().flatten().tolist()
 
 
 def save_run(args: Args, log: RunLog, agent: nn.Module, state: dict[str, Tensor], step: int) -> list[int]:
     """checkpoint.pt in the first seed's folder: all that training needs again, for all seeds. agent.pt in each folder:
     all that acting needs. Nothing overwrites the last good agent of a seed that has diverged; returns those seeds."""
-    failed = diverged(agent)
+    failed, plain = diverged(agent), json.loads(json.dumps(asdict(args)))  # a NumPy float would not be let in again
     for k, folder in enumerate(log.folders):
         if k not in failed:
             own = {name: tensor[k : k + 1].clone() for name, tensor in agent.state_dict().items()}
-            own_args = asdict(args) | {"seed": args.seed + k, "num_seeds": 1}
+            own_args = plain | {"seed": args.seed + k, "num_seeds": 1}
             save(folder / "agent.pt", "agent", args=own_args, agent=own, global_step=step)
     if len(failed) < args.num_seeds:
-        content = {"args": asdict(args), "global_step": step, "seconds": log.clock(), "rows": log.rows}
+        content = {"args": plain, "global_step": step, "seconds": log.clock(), "rows": log.rows}
         content |= {"episodes": [list(own) for own in log.episodes], "folders": [folder.name for folder in log.folders]}
         save(log.folders[0] / "checkpoint.pt", "checkpoint", state=state, **content)
     return failed
@@ -921,6 +928,8 @@ def find_checkpoint(args: Args) -> tuple[list[Path], dict[str, Any] | None]:
             names.remove("total_timesteps")
         if not names:
             first = path if path.is_dir() else path.parent
+            if first.name != saved["folders"][0] and args.num_seeds > 1:  # a copy: its seeds are not those beside it
+                refuse(f"{first} was {saved['folders'][0]}; a run of several seeds goes on under its own names")
             return [first, *(first.parent / name for name in saved["folders"][1:])], saved
         if args.resume != "auto":
             refuse(f"{path} was made with another {', '.join(names)}")

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import stats
-from reading import OF_THE_MACHINE, Run, differing, read_runs
+from reading import OF_THE_MACHINE, Run, differing, in_whole_episodes, read_runs
 
-FEW = 5  # fewer seeds than this and the spread itself is hardly known
+FEW = 5
 NOT_OF_THE_CHANGE = {"seed", "num_seeds", "run_dir", "resume", "evaluate", "env_id", "env_kwargs", "total_timesteps"}
 NOT_OF_THE_CHANGE |= OF_THE_MACHINE
 
@@ -77,9 +77,11 @@ def task_warnings(a: list[Run], b: list[Run]) -> list[str]:
     for side, runs in (("A", a), ("B", b)):
         if len(runs) < FEW:
             plural = "s" * (len(runs) > 1)
-            warnings.append(f"{side} has {len(runs)} seed{plural}: {FEW} or more make intervals that can be relied on")
+            warnings.append(f"{side} has {len(runs)} seed{plural}: fewer than {FEW} hardly know their own spread")
         if any(run.refilled for run in runs):
             warnings.append(f"{side} has runs resumed without their replay, which learned less than their steps say")
+        if any(run.extended for run in runs):
+            warnings.append(f"{side} has runs that were made longer when resumed, which anneals otherwise than at once")
         if names := mixed(runs):
             warnings.append(f"{side} mixes runs of different {', '.join(names)}")
         if len(scripts(runs)) > 1:
@@ -92,16 +94,24 @@ def task_warnings(a: list[Run], b: list[Run]) -> list[str]:
             warnings.append(f"trained with different versions of {name}: {', '.join(sorted(found))}")
     if {run.seed for run in a} != {run.seed for run in b}:
         warnings.append("A and B have different seeds; the test takes them as independent, so this is allowed")
+    sizes = {run.seeds_together for run in (*a, *b)}
+    if in_whole_episodes(a[0].args) and len(sizes) > 1:
+        numbers = " or ".join(map(str, sorted(sizes)))
+        warnings.append(f"{numbers} seeds in a process: on whole episodes, more of them make fewer updates each")
     steps = a[0].trained_timesteps, b[0].trained_timesteps
     if abs(steps[0] - steps[1]) > 0.01 * max(steps):  # whole rollouts are not the same number of steps everywhere
         warnings.append(f"A has trained {steps[0]:,} steps and B {steps[1]:,}: the difference may be theirs")
     return warnings
 
 
-def verdict(difference: float, low: float, high: float, p: float) -> str:
-    """In plain words; p is after Holm's correction if there are several tasks."""
+def verdict(difference: float, low: float, high: float, p: float, seeds: int) -> str:
+    """In plain words; p is after Holm's correction if there are several tasks; seeds: of the side that has fewer."""
+    if np.isnan(p) and seeds > 1:
+        return "No test can be made: all seeds of a side return the same. " + (
+            "So do both sides." if difference == 0 else "The sides differ."
+        )
     if np.isnan(p):
-        return "Nothing can be said: it takes two seeds a side, and some spread, to tell a change from chance."
+        return "Nothing can be said: it takes two seeds a side to tell a change from chance."
     if p < 1 - stats.LEVEL:
         word = "better" if difference > 0 else "worse"
         return (
@@ -166,14 +176,13 @@ def compare(folder_a: Path, folder_b: Path) -> str:
         if task in lost:
             lines += ["  Nothing can be said: seeds diverged (see below), and the numbers are of the others alone."]
         elif task in partial:  # a process whose seeds have all diverged ends early, like one that was stopped
-            lines += ["  Of the finished seeds alone, which may be the lucky ones:"]
-            lines += ["  " + verdict(difference, low, high, corrected[task])]
+            lines += ["  Nothing can be said: seeds are unfinished (see below), and the others may be the lucky ones."]
         else:
-            lines += ["  " + verdict(difference, low, high, corrected[task])]
+            lines += ["  " + verdict(difference, low, high, corrected[task], min(len(a), len(b)))]
     for task in lost:
         if task not in pairs:
             lines += ["", task, "  Nothing can be said: all seeds of a side diverged (see below)."]
-    if len(pairs) > 1 and not lost:
+    if len(pairs) > 1 and not lost and not partial:
         sides: list[Any] = []
         for side in (1, 0):  # B, A
             count = min(len(pair[side]) for pair in scores.values())
@@ -181,7 +190,6 @@ def compare(folder_a: Path, folder_b: Path) -> str:
         (chance,), ((low,), (high,)) = stats.bootstrap(sides, stats.improvement)
         lines += ["", f"Over {len(pairs)} tasks, {len(sides[1])} seeds of A and {len(sides[0])} of B on each"]
         lines[-1] += " (the verdicts above carry Holm's correction for as many looks)"
-        lines[-1] += ", of the finished seeds alone" * bool(partial)
         lines += [f"  a seed of B beats one of A with probability {chance:.2f}"]
         if min(len(side) for side in sides) >= FEW:  # of fewer, resamples are too much alike
             lines[-1] += f", interval {low:.2f} to {high:.2f} (bootstrap)"

@@ -49,6 +49,17 @@ def refilled(meta: dict[str, Any]) -> bool:
     return went_on and meta["args"].get("save_replay") is False
 
 
+def extended(meta: dict[str, Any]) -> bool:
+    """Whether it was made longer when it was resumed."""
+    earlier = [each.get("before", {}).get("trained_timesteps") for each in resumptions(meta)]
+    return any(steps not in (None, meta["trained_timesteps"]) for steps in earlier)
+
+
+def seeds_together(meta: dict[str, Any]) -> int:
+    """Seeds in a process: a joined result has several processes."""
+    return meta["args"]["num_seeds"] // max(len(meta.get("processes", [])), 1)
+
+
 def scripts(meta: dict[str, Any]) -> frozenset[str]:
     """Hashes of all scripts that a run, or a joined result, was trained with."""
     parts = [meta, *meta.get("processes", []), *(each.get("before", {}) for each in resumptions(meta))]
@@ -105,6 +116,12 @@ def checked_result(folder: Path) -> dict[int, dict[str, np.ndarray]]:
     return seeds
 
 
+def origin(meta: dict[str, Any]) -> dict[str, Any]:
+    """What a Run says of how it came about."""
+    parts = (versions, refilled, extended, seeds_together, scripts)
+    return {part.__name__: part(meta) for part in parts}
+
+
 @dataclass
 class Run:
     """What a comparison needs of one trained seed."""
@@ -117,6 +134,8 @@ class Run:
     started: int = 0  # seconds since 1970, of a run folder
     versions: list[dict[str, str]] = field(default_factory=list)  # of packages; several if resumed
     refilled: bool = False  # resumed without its replay
+    extended: bool = False  # made longer when it was resumed
+    seeds_together: int = 1  # in its process
     scripts: frozenset[str] = frozenset()  # hashes of what trained it: several if joined, or resumed with an edited one
 
     @property
@@ -140,8 +159,7 @@ def read_runs(folder: Path) -> list[Run]:
             meta = json.loads(path.read_text())
             for seed, own in columns.items():
                 args, final = meta["args"] | {"seed": seed}, float(own["eval_return"][-1])
-                kept = {"versions": versions(meta), "refilled": refilled(meta), "scripts": scripts(meta)}
-                runs.append(Run(path.parent, args, meta["trained_timesteps"], final, **kept))
+                runs.append(Run(path.parent, args, meta["trained_timesteps"], final, **origin(meta)))
     for path in sorted(folder.rglob("config.json")):
         with naming(path):
             config = json.loads(path.read_text())
@@ -164,4 +182,4 @@ def read_run(folder: Path, config: dict[str, Any]) -> Run:
     stamp = folder.name.rpartition("__")[2]
     started = int(stamp) if stamp.isdecimal() else 0
     final = float("nan") if diverged else final
-    return Run(folder, args, steps, final, diverged, started, versions(config), refilled(config), scripts(config))
+    return Run(folder, args, steps, final, diverged, started, **origin(config))

@@ -118,7 +118,7 @@ class Job:
     def folders(self) -> list[Path]:
         """The run's folders, in the order of the seeds; empty before it has written its metrics. The script says which
         the first one is, on a line of its own: with `--resume auto` it is not always the newest."""
-        lines = self.output.read_text().splitlines() if self.output.exists() else []
+        lines = self.output.read_text(errors="replace").splitlines() if self.output.exists() else []
         first = Path(next((line for line in lines if line.startswith(f"{self.runs}/")), "nowhere"))
         head, _, rest = first.name.partition(f"__{self.args.seed}__")
         seeds = range(self.args.seed, self.args.seed + self.args.num_seeds)
@@ -134,6 +134,8 @@ class Job:
         except BlockingIOError:
             self.lock.close()
             return False
+        except OSError:  # the file system has no locks
+            pass
         return True
 
     def set_other_runs_aside(self) -> None:
@@ -349,7 +351,7 @@ def run_matrix(matrix: list[Job], launcher: Launcher, args: Args) -> int:
             else:
                 failed += 1
                 print(f"\r{job.algo} on {job.env_id}: failed with exit status {status}", flush=True)
-                print("    " + "\n    ".join(job.output.read_text().splitlines()[-10:]), flush=True)
+                print("    " + "\n    ".join(job.output.read_text(errors="replace").splitlines()[-10:]), flush=True)
             job.lock.close()
         steps = finished_steps + sum(job.steps() - job.first_step for job in running)
         left = sum(args.total_timesteps - job.steps() for job in running) + args.total_timesteps * len(waiting)

@@ -1,6 +1,7 @@
 """Whole runs, as a user starts them: files, resume, signals, divergence, bad input, a task of one's own."""
 
 import csv
+import dataclasses
 import itertools
 import json
 import os
@@ -223,9 +224,8 @@ def test_resuming_continues_where_the_run_was_killed(script, quick, capsys):
     config = json.loads((folders[1] / "config.json").read_text())
     (resumed,) = config["resumed"]
     assert resumed["at_step"] == before["global_step"]
-    assert all(
-        resumed["before"][name] == config[name] for name in ("versions", "hardware", "git_commit", "script_sha256")
-    )
+    assert resumed["before"] == {name: value for name, value in config.items() if name not in ("args", "resumed")}
+    assert {"trained_timesteps", "versions", "hardware", "git_commit", "script_sha256"} == {*resumed["before"]}
     assert len(folders[1].name.split("__")) == 4
 
 
@@ -376,13 +376,61 @@ def test_actions_are_of_the_tasks_own_kind(script, space, quick, monkeypatch, ca
         assert np.isfinite(float(read_metrics(folder)[-1]["eval_return"]))
 
 
-@pytest.mark.parametrize("mode", ["SameStep", "Disabled"])
+@pytest.mark.parametrize("mode", ["SameStep", "Disabled", None])
 def test_another_autoreset_is_refused(script, mode, quick, monkeypatch, capsys):
-    monkeypatch.setattr(script, "make_envs", reach_envs(autoreset_mode=mode))
-    with pytest.raises(SystemExit) as error:
-        script.train(script.Args(**quick | {"env_id": "Reach"}))
-    assert error.value.code == 2
-    assert f"Reach resets in the mode {mode}; this script takes NextStep" in capsys.readouterr().err
+    def make_envs(*inputs):
+        envs = reach_envs(autoreset_mode=mode or "NextStep")(*inputs)
+        envs.metadata = envs.metadata if mode else {}  # of one that does not say how it resets
+        return envs
+
+    monkeypatch.setattr(script, "make_envs", make_envs)
+    error = refusal(capsys, lambda: script.train(script.Args(**quick | {"env_id": "Reach"})))
+    assert f"Reach resets in the mode {mode} (its metadata's autoreset_mode); this script takes NextStep" in error
+
+
+def test_arguments_of_ones_own(script):
+    """What a user adds to Args is not known to check_ranges: a number that is negative by default may be so."""
+    fields = [("penalty", float, -1.0), ("offset", int, -2), ("warmup", int, 0), ("weight", float, 0.5)]
+    own = dataclasses.make_dataclass("Args", fields, bases=(script.Args,))
+    own.__annotations__ |= script.Args.__annotations__
+    script.Args = own
+    for name, value in (("penalty", -7.0), ("penalty", 3.0), ("offset", -9), ("warmup", 0)):
+        assert getattr(own(**{name: value}), name) == value
+    for name, value in (("weight", -0.1), ("warmup", -1), ("num_envs", 0), ("penalty", float("nan"))):
+        with pytest.raises(SystemExit):
+            own(**{name: value})
+
+
+def test_what_a_sweep_in_numpy_leaves_can_be_read(script, quick):
+    """weights_only lets in no NumPy scalar."""
+    args = quick | {"learning_rate": np.float64(1e-3)}
+    (folder,) = script.train(script.Args(**args))
+    script.evaluate_saved(script.Args(evaluate=str(folder), device="cpu", final_eval_episodes=2))
+    folders, saved = script.find_checkpoint(script.Args(**args | {"resume": "auto"}))
+    assert (folders, saved["args"]["learning_rate"]) == ([folder.resolve()], 1e-3)
+
+
+@pytest.mark.parametrize("script", ["a2c"], indirect=True)
+def test_a_copy_of_several_seeds_is_not_resumed_over_the_others(script, quick, capsys):
+    folders = script.train(script.Args(num_seeds=2, **quick))
+    capsys.readouterr()
+    for folder in folders:
+        shutil.copytree(folder, folder.with_name(folder.name[:-3] + "_copy"))
+    copied = str(folders[0].with_name(folders[0].name[:-3] + "_copy"))
+    again = script.Args(num_seeds=2, **quick | {"resume": copied})
+    assert f"was {folders[0].name}" in refusal(capsys, lambda: script.find_checkpoint(again))
+    again.resume = str(folders[0])
+    assert script.find_checkpoint(again)[0] == [folder.resolve() for folder in folders]
+
+
+@pytest.mark.parametrize("script", ["a2c"], indirect=True)
+def test_training_goes_on_where_nobody_reads_its_output(script, quick):
+    process = subprocess.Popen(command(script, quick, num_evaluations=3), stdout=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.stdout.close()
+    process.wait(60)
+    (folder,) = Path(quick["run_dir"]).iterdir()
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["global_step"] == quick["total_timesteps"]
 
 
 def test_a_whole_number_will_do_for_a_real_one(script):

@@ -461,8 +461,9 @@ def test_verdicts_over_tasks_are_corrected(tmp_path):
     assert text.count("a seed of B beats one of A with probability 1.00") == 3  # each task, and over both
     write_run(tmp_path / "2.45" / "B" / "Ant-v4", 6, 0.0, finished=False, env_id="Ant-v4")
     partial = compare(tmp_path / "2.45" / "A", tmp_path / "2.45" / "B")
-    assert partial.count("Of the finished seeds alone") == 1
-    assert partial.count("with so many tasks") == 2
+    assert partial.count("Nothing can be said: seeds are unfinished") == 1
+    assert partial.count("with so many tasks") == 1
+    assert partial.count("a seed of B beats one of A") == 2  # and nothing over the tasks
     assert text.endswith("with probability 1.00, interval 1.00 to 1.00 (bootstrap)")
 
 
@@ -473,9 +474,9 @@ def test_a_comparison_says_what_weakens_it(tmp_path):
     write_run(tmp_path / "B", 7, 0.0, finished=False)
     write_run(tmp_path / "B" / "deeper", 1, 1.0, env_kwargs={"healthy_reward": "0"})
     text = compare(tmp_path / "A", tmp_path / "B")
-    assert "No difference is shown" in text
-    assert "Of the finished seeds alone" in text
-    assert "Of the finished seeds alone" in compare(tmp_path / "B", tmp_path / "A")
+    assert "No difference is shown" not in text
+    assert "seeds are unfinished" in text
+    assert "seeds are unfinished" in compare(tmp_path / "B", tmp_path / "A")
     for warning in (
         "B: left out, because unfinished or without a final evaluation: Hopper-v4__a2c__7__17",
         "A has 3 seeds",
@@ -485,7 +486,9 @@ def test_a_comparison_says_what_weakens_it(tmp_path):
     ):
         assert warning in text, warning
     write_run(tmp_path / "B" / "again", 7, 101.0, steps=2000)
-    assert "Of the finished seeds alone" not in compare(tmp_path / "A", tmp_path / "B")
+    text = compare(tmp_path / "A", tmp_path / "B")
+    assert "unfinished (see" not in text
+    assert "No difference is shown" in text
     write_run(tmp_path / "one", 1, 5.0)
     text = compare(tmp_path / "A", tmp_path / "one")
     assert "Nothing can be said" in text
@@ -493,7 +496,7 @@ def test_a_comparison_says_what_weakens_it(tmp_path):
 
 
 def test_what_weakens_several_tasks_is_said_once(tmp_path):
-    few = "A has 2 seeds: 5 or more make intervals that can be relied on"
+    few = "A has 2 seeds: fewer than 5 hardly know their own spread"
     cases = ("Ant-v4", 2, "Ant-v4"), ("Hopper-v4", 2, "all tasks"), ("Swimmer-v4", 5, "Ant-v4, Hopper-v4")
     for task, seeds, said in cases:
         for seed in range(1, seeds + 1):
@@ -579,6 +582,40 @@ def test_whole_episodes_end_before_the_last_step(tmp_path):
     assert "left out" not in compare(tmp_path / "A", tmp_path / "B")
     with pytest.raises(ValueError, match="B: left out, because unfinished"):
         compare(tmp_path / "A", tmp_path / "cut")
+    assert "seeds in a process" not in compare(tmp_path / "A", tmp_path / "B")
+    write_run(tmp_path / "B", 3, 100.0, steps=950, **whole | {"num_seeds": 1})
+    assert "1 or 5 seeds in a process" in compare(tmp_path / "A", tmp_path / "B")
+
+
+def test_seeds_that_had_a_process_each_are_told_from_those_that_shared_one():
+    reading = load_script(ROOT / "benchmarks" / "reading.py")
+    meta = json.loads(
+        (ROOT / "benchmarks/results/estimators/moving_average/reinforce/CartPole-v1/run.json").read_text()
+    )
+    assert reading.seeds_together(meta) == 1
+    del meta["processes"]
+    assert reading.seeds_together(meta) == 5
+
+
+def test_runs_made_longer_are_named(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / "A", seed, 100.0 + seed)
+        path = write_run(tmp_path / "B", seed, 100.0 + seed) / "config.json"
+    config = json.loads(path.read_text())
+    for earlier, warned in ((1000, False), (500, True), (None, False)):  # older folders do not say
+        resumed = [{"at_step": 500, "before": {"trained_timesteps": earlier} if earlier else {}}]
+        path.write_text(json.dumps(config | {"resumed": resumed}))
+        assert ("B has runs that were made longer" in compare(tmp_path / "A", tmp_path / "B")) == warned
+
+
+def test_returns_without_any_spread_allow_no_test(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / "A", seed, 1000.0)
+        write_run(tmp_path / "B", seed, 1000.0)
+        write_run(tmp_path / "C", seed, 900.0)
+    same = "No test can be made: all seeds of a side return the same. "
+    assert same + "So do both sides." in compare(tmp_path / "A", tmp_path / "B")
+    assert same + "The sides differ." in compare(tmp_path / "A", tmp_path / "C")
 
 
 def test_gathered_results_are_compared_over_their_tasks(tmp_path):
