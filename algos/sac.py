@@ -479,8 +479,12 @@ def check_ranges(args: Args) -> None:
 
 
 def usable_cores() -> int:
-    """The cores that this process may use, which a batch scheduler may have limited."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores that this process may use, which a batch scheduler or a container may have limited."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # a container's quota, "150000 100000", or "max 100000"
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
+        cores = min(cores, max(1, quota // period))
+    return cores
 
 
 def select_device(args: Args) -> torch.device:

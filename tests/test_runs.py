@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import gymnasium
@@ -156,6 +157,21 @@ def test_threads_are_as_many_as_the_cores_that_the_process_may_use(script, monke
     script.make_envs(script.Args(env_threads=2), [1, 2, 3]).close()
     script.select_device(script.Args(torch_threads=2, device="cpu"))
     assert (seen[1]["num_threads"], torch.get_num_threads()) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("150000 100000", 1), ("300000 100000", 3), ("50000 100000", 1), ("max 100000", 8), (None, 8)]
+)
+def test_a_containers_quota_counts(script, quota, cores, monkeypatch):
+    def read_text(path):
+        assert str(path) == "/sys/fs/cgroup/cpu.max"
+        if quota is None:
+            raise FileNotFoundError
+        return quota + "\n"
+
+    monkeypatch.setattr(script.os, "sched_getaffinity", lambda _: {*range(8)}, raising=False)
+    monkeypatch.setattr(script, "Path", lambda path: types.SimpleNamespace(read_text=lambda: read_text(path)))
+    assert script.usable_cores() == cores
 
 
 def test_the_newest_run_of_a_command_is_gone_on_with(script, quick, monkeypatch):
