@@ -555,7 +555,7 @@ def check_ranges(args: Args) -> None:
             continue
         whole, default = Args.__annotations__.get(name) is int, getattr(Args, name, None) or 0
         # Of an argument of your own, what its default allows: negative numbers if that is negative
-        own = (min(1, default * 2**20), 2**20) if whole else (min(0, default * 2**53), 2**53)
+        own = (min(1, default * 2**20), max(default, 2**20)) if whole else (min(0, default * 2**53), 2**53)
         lowest, highest = ranges.get(name, own)
         if not lowest <= value <= highest:
             refuse(f"{name} = {value} is out of range")
@@ -623,7 +623,8 @@ def task_settings(env_id: str, env_kwargs: dict[str, str]) -> dict[str, Any]:
 
 def make_envs(args: Args, env_seeds: list[int], render_mode: str | None = None) -> Any:
     """One pool with an environment per seed given. This is the function to replace for a task of your own: any
-    gymnasium.vector.VectorEnv whose episodes end, and that resets on the next step, Gymnasium's default, will do."""
+    gymnasium.vector.VectorEnv will do whose episodes end and whose metadata["autoreset_mode"] is NextStep, Gymnasium's
+    default."""
     threads = min(args.env_threads or usable_cores(), len(env_seeds))
     pool = {"num_envs": len(env_seeds), "num_threads": threads, "env_seed": env_seeds, "render_mode": render_mode}
     try:
@@ -652,8 +653,8 @@ def check_task(envs: Any, args: Args, *action_types: type) -> None:
     if not isinstance(envs.single_action_space, action_types):
         refuse(f"{args.env_id} takes {type(envs.single_action_space).__name__} actions; this script takes {names}")
     mode = (envs.metadata or {}).get("autoreset_mode")
-    if mode != gymnasium.vector.AutoresetMode.NEXT_STEP:
-        mode = getattr(mode, "value", mode)
+    mode = getattr(mode, "value", mode)
+    if mode != gymnasium.vector.AutoresetMode.NEXT_STEP.value:
         refuse(f"{args.env_id} resets in the mode {mode} (its metadata's autoreset_mode); this script takes NextStep")
     if (players := getattr(envs, "config", {}).get("max_num_players", 1)) > 1:
         refuse(f"{args.env_id} has {players} players; this script takes one")
@@ -812,7 +813,10 @@ def diverged(agent: nn.Module) -> list[int]:
 def save_run(args: Args, log: RunLog, agent: nn.Module, state: dict[str, Tensor], step: int) -> list[int]:
     """checkpoint.pt in the first seed's folder: all that training needs again, for all seeds. agent.pt in each folder:
     all that acting needs. Nothing overwrites the last good agent of a seed that has diverged; returns those seeds."""
-    failed, plain = diverged(agent), json.loads(json.dumps(asdict(args)))  # a NumPy float would not be let in again
+    failed = diverged(agent)
+    plain = {
+        name: x.item() if isinstance(x, np.generic) else x for name, x in asdict(args).items()
+    }  # as load wants it
     for k, folder in enumerate(log.folders):
         if k not in failed:
             own = {name: tensor[k : k + 1].clone() for name, tensor in agent.state_dict().items()}

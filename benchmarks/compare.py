@@ -81,7 +81,9 @@ def task_warnings(a: list[Run], b: list[Run]) -> list[str]:
         if any(run.refilled for run in runs):
             warnings.append(f"{side} has runs resumed without their replay, which learned less than their steps say")
         if any(run.extended for run in runs):
-            warnings.append(f"{side} has runs that were made longer when resumed, which anneals otherwise than at once")
+            warnings.append(
+                f"{side} has runs that were made longer when resumed: not as if so long from the start"
+            )
         if names := mixed(runs):
             warnings.append(f"{side} mixes runs of different {', '.join(names)}")
         if len(scripts(runs)) > 1:
@@ -107,9 +109,8 @@ def task_warnings(a: list[Run], b: list[Run]) -> list[str]:
 def verdict(difference: float, low: float, high: float, p: float, seeds: int) -> str:
     """In plain words; p is after Holm's correction if there are several tasks; seeds: of the side that has fewer."""
     if np.isnan(p) and seeds > 1:
-        return "No test can be made: all seeds of a side return the same. " + (
-            "So do both sides." if difference == 0 else "The sides differ."
-        )
+        rest = "both return the same" if difference == 0 else "they differ"
+        return f"No test can be made: neither side has any spread, and {rest}."
     if np.isnan(p):
         return "Nothing can be said: it takes two seeds a side to tell a change from chance."
     if p < 1 - stats.LEVEL:
@@ -179,9 +180,10 @@ def compare(folder_a: Path, folder_b: Path) -> str:
             lines += ["  Nothing can be said: seeds are unfinished (see below), and the others may be the lucky ones."]
         else:
             lines += ["  " + verdict(difference, low, high, corrected[task], min(len(a), len(b)))]
-    for task in lost:
+    for task in dict.fromkeys([*lost, *partial]):
         if task not in pairs:
-            lines += ["", task, "  Nothing can be said: all seeds of a side diverged (see below)."]
+            why = "diverged" if task in lost else "are unfinished"
+            lines += ["", task, f"  Nothing can be said: all seeds of a side {why} (see below)."]
     if len(pairs) > 1 and not lost and not partial:
         sides: list[Any] = []
         for side in (1, 0):  # B, A

@@ -15,9 +15,9 @@ from typing import Any
 
 from reading import read_rows
 
-# Small and quick tasks: with bounded actions, so that all scripts take it, of several dimensions, whose sums are seen;
-# and, for results on tasks of that kind, with discrete ones. The limit is about where episodes end by falling: both
-# ends of one are seen.
+# Small and quick tasks: with bounded actions, so that all scripts take it, of several dimensions, whose sums are seen
+# (the bounds are +-1, so scaling to others is not); and, for results on tasks of that kind, with discrete ones. The
+# limit is about where episodes end by falling: both ends of one are seen.
 CONTINUOUS, DISCRETE = ("Hopper-v4", 20), ("CartPole-v1", 15)
 # Everything else is a default of the script: a default that changes is a change. One thread: sums in a fixed order.
 ARGUMENTS = {"seed": 1, "num-seeds": 2, "device": "cpu", "env-threads": 1, "torch-threads": 1}

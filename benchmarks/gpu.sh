@@ -2,8 +2,8 @@
 # What needs a CUDA device, each part in one call of under ten minutes:
 #
 #   benchmarks/gpu.sh tests [ALGO ...]            # graphs against eager, CUDA against the CPU, host syncs
-#   benchmarks/gpu.sh speed ALGO ...              # rates, times of graph replays, kernels; one in a call, or two and
-#                                                 # more with --variants graphs eager, without compiled runs
+#   benchmarks/gpu.sh speed ALGO ...              # rates, times of graph replays, kernels; one in a call, or several
+#                                                 # with --variants graphs eager, without compiled runs
 #   benchmarks/gpu.sh train ALGO TASK [SEEDS]     # one cell of the table; again on the same machine: goes on;
 #                                                 OUT=benchmarks/results puts it into the table
 #

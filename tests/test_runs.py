@@ -404,17 +404,20 @@ def test_another_autoreset_is_refused(script, mode, quick, monkeypatch, capsys):
     assert f"Reach resets in the mode {mode} (its metadata's autoreset_mode); this script takes NextStep" in error
 
 
-def test_arguments_of_ones_own(script):
+def test_arguments_of_ones_own(script, quick, monkeypatch):
     """What a user adds to Args is not known to check_ranges: a number that is negative by default may be so."""
     fields = [("penalty", float, -1.0), ("offset", int, -2), ("warmup", int, 0), ("weight", float, 0.5)]
+    fields += [("large", int, 2**21), ("sizes", tuple[int, ...], (64, 64))]
     own = dataclasses.make_dataclass("Args", fields, bases=(script.Args,))
     own.__annotations__ |= script.Args.__annotations__
-    script.Args = own
+    monkeypatch.setattr(script, "Args", own)
     for name, value in (("penalty", -7.0), ("penalty", 3.0), ("offset", -9), ("warmup", 0)):
         assert getattr(own(**{name: value}), name) == value
     for name, value in (("weight", -0.1), ("warmup", -1), ("num_envs", 0), ("penalty", float("nan"))):
         with pytest.raises(SystemExit):
             own(**{name: value})
+    (folder,) = script.train(own(**quick))
+    assert script.find_checkpoint(own(**quick | {"resume": "auto"}))[0] == [folder.resolve()]
 
 
 def test_what_a_sweep_in_numpy_leaves_can_be_read(script, quick):
@@ -441,10 +444,11 @@ def test_a_copy_of_several_seeds_is_not_resumed_over_the_others(script, quick, c
 
 @pytest.mark.parametrize("script", ["a2c"], indirect=True)
 def test_training_goes_on_where_nobody_reads_its_output(script, quick):
-    process = subprocess.Popen(command(script, quick, num_evaluations=3), stdout=subprocess.PIPE, text=True)
-    process.stdout.readline()
+    words, unbuffered = command(script, quick, num_evaluations=3), os.environ | {"PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=unbuffered)
+    assert "steps of" in process.stdout.readline() + process.stdout.readline()
     process.stdout.close()
-    process.wait(60)
+    assert process.wait(60) == 0
     (folder,) = Path(quick["run_dir"]).iterdir()
     assert torch.load(folder / "checkpoint.pt", weights_only=True)["global_step"] == quick["total_timesteps"]
 

@@ -464,6 +464,10 @@ def test_verdicts_over_tasks_are_corrected(tmp_path):
     assert partial.count("Nothing can be said: seeds are unfinished") == 1
     assert partial.count("with so many tasks") == 1
     assert partial.count("a seed of B beats one of A") == 2  # and nothing over the tasks
+    for side in ("A", "B"):
+        write_run(tmp_path / "2.45" / side / "Swimmer-v4", 1, 0.0, finished=side == "A", env_id="Swimmer-v4")
+    partial = compare(tmp_path / "2.45" / "A", tmp_path / "2.45" / "B")
+    assert "Swimmer-v4\n  Nothing can be said: all seeds of a side are unfinished" in partial
     assert text.endswith("with probability 1.00, interval 1.00 to 1.00 (bootstrap)")
 
 
@@ -613,9 +617,9 @@ def test_returns_without_any_spread_allow_no_test(tmp_path):
         write_run(tmp_path / "A", seed, 1000.0)
         write_run(tmp_path / "B", seed, 1000.0)
         write_run(tmp_path / "C", seed, 900.0)
-    same = "No test can be made: all seeds of a side return the same. "
-    assert same + "So do both sides." in compare(tmp_path / "A", tmp_path / "B")
-    assert same + "The sides differ." in compare(tmp_path / "A", tmp_path / "C")
+    none = "No test can be made: neither side has any spread, and "
+    assert none + "both return the same." in compare(tmp_path / "A", tmp_path / "B")
+    assert none + "they differ." in compare(tmp_path / "A", tmp_path / "C")
 
 
 def test_gathered_results_are_compared_over_their_tasks(tmp_path):
