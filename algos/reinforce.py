@@ -814,9 +814,7 @@ def save_run(args: Args, log: RunLog, agent: nn.Module, state: dict[str, Tensor]
     """checkpoint.pt in the first seed's folder: all that training needs again, for all seeds. agent.pt in each folder:
     all that acting needs. Nothing overwrites the last good agent of a seed that has diverged; returns those seeds."""
     failed = diverged(agent)
-    plain = {
-        name: x.item() if isinstance(x, np.generic) else x for name, x in asdict(args).items()
-    }  # as load wants it
+    plain = {name: x.item() if isinstance(x, np.generic) else x for name, x in asdict(args).items()}  # as load wants it
     for k, folder in enumerate(log.folders):
         if k not in failed:
             own = {name: tensor[k : k + 1].clone() for name, tensor in agent.state_dict().items()}

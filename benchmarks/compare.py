@@ -81,9 +81,7 @@ def task_warnings(a: list[Run], b: list[Run]) -> list[str]:
         if any(run.refilled for run in runs):
             warnings.append(f"{side} has runs resumed without their replay, which learned less than their steps say")
         if any(run.extended for run in runs):
-            warnings.append(
-                f"{side} has runs that were made longer when resumed: not as if so long from the start"
-            )
+            warnings.append(f"{side} has runs that were made longer when resumed: not as if so long from the start")
         if names := mixed(runs):
             warnings.append(f"{side} mixes runs of different {', '.join(names)}")
         if len(scripts(runs)) > 1:
