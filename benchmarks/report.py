@@ -438,16 +438,19 @@ def shorter_runs(results: Shorter) -> str:
 def off_policy(results: Shorter) -> str:
     """The front page's table of DDPG and SAC in shorter_results: tasks down, runs across. In brackets what a published
     curve has at that step, if it has a point there."""
-    bar, shown = published_curves(), {}
+    bar, shown, counts = published_curves(), {}, {}
     for algo, task, seeds in results:
         if algo in ("ddpg", "sac"):
             steps = int(evaluations(seeds)[0][-1])
             point = bar.get((algo, task.rpartition("-")[0], steps))
             text = number(final_returns(seeds).mean()) + (f" ({number(point.mean)})" if point else "")
-            shown[f"{algo}, {steps:,} steps, {plural(len(seeds), 'seed')}", task] = text
-    columns, tasks = list(dict.fromkeys(column for column, _ in shown)), sorted({task for _, task in shown})
-    lines = [f"| | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
-    lines += [f"| {' | '.join([task, *(shown.get((column, task), '') for column in columns)])} |" for task in tasks]
+            shown[(algo, steps), task] = text
+            counts.setdefault((algo, steps), set()).add(len(seeds))
+    seeds = [" or ".join(map(str, sorted(own))) + " seed" + "s" * (max(own) > 1) for own in counts.values()]
+    heads = [f"{algo}, {steps:,} steps, {own}" for (algo, steps), own in zip(counts, seeds, strict=True)]
+    tasks = sorted({task for _, task in shown})
+    lines = [f"| | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
+    lines += [f"| {' | '.join([task, *(shown.get((column, task), '') for column in counts)])} |" for task in tasks]
     note = "Return with the deterministic action, mean of the seeds; in brackets a published curve at that step."
     return "\n".join([*lines, "", note])
 
