@@ -446,8 +446,8 @@ def off_policy(results: Shorter) -> str:
             text = number(final_returns(seeds).mean()) + (f" ({number(point.mean)})" if point else "")
             shown[(algo, steps), task] = text
             counts.setdefault((algo, steps), set()).add(len(seeds))
-    seeds = [" or ".join(map(str, sorted(own))) + " seed" + "s" * (max(own) > 1) for own in counts.values()]
-    heads = [f"{algo}, {steps:,} steps, {own}" for (algo, steps), own in zip(counts, seeds, strict=True)]
+    numbers = [" or ".join(map(str, sorted(own))) + " seed" + "s" * (max(own) > 1) for own in counts.values()]
+    heads = [f"{algo}, {steps:,} steps, {own}" for (algo, steps), own in zip(counts, numbers, strict=True)]
     tasks = sorted({task for _, task in shown})
     lines = [f"| | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
     lines += [f"| {' | '.join([task, *(shown.get((column, task), '') for column in counts)])} |" for task in tasks]
