@@ -7,7 +7,7 @@ import numpy as np
 import stats
 from reading import OF_THE_MACHINE, Run, differing, in_whole_episodes, read_runs
 
-FEW = 5
+FEW = 5  # seeds; with fewer the spread itself is hardly known
 NOT_OF_THE_CHANGE = {"seed", "num_seeds", "run_dir", "resume", "evaluate", "env_id", "env_kwargs", "total_timesteps"}
 NOT_OF_THE_CHANGE |= OF_THE_MACHINE
 
@@ -81,7 +81,7 @@ def task_warnings(a: list[Run], b: list[Run]) -> list[str]:
         if any(run.refilled for run in runs):
             warnings.append(f"{side} has runs resumed without their replay, which learned less than their steps say")
         if any(run.extended for run in runs):
-            warnings.append(f"{side} has runs that were made longer when resumed: not as if so long from the start")
+            warnings.append(f"{side} has runs made longer by --resume, not planned as long from the start")
         if names := mixed(runs):
             warnings.append(f"{side} mixes runs of different {', '.join(names)}")
         if len(scripts(runs)) > 1:

@@ -609,7 +609,7 @@ def test_runs_made_longer_are_named(tmp_path):
     for earlier, warned in ((1000, False), (500, True), (None, False)):  # older folders do not say
         resumed = [{"at_step": 500, "before": {"trained_timesteps": earlier} if earlier else {}}]
         path.write_text(json.dumps(config | {"resumed": resumed}))
-        assert ("B has runs that were made longer" in compare(tmp_path / "A", tmp_path / "B")) == warned
+        assert ("B has runs made longer by --resume" in compare(tmp_path / "A", tmp_path / "B")) == warned
 
 
 def test_returns_without_any_spread_allow_no_test(tmp_path):
