@@ -46,7 +46,8 @@ def shrink(source: Path, target: Path) -> None:
 
 def main(args: Args) -> None:
     script = str(ROOT / "algos" / "ppo_continuous.py")
-    parent = args.run_dir / digest(Path(script))[:8]  # an edited script trains anew
+    # An edited script trains anew, and so does another number of seeds
+    parent = args.run_dir / f"{digest(Path(script))[:8]}_{args.num_seeds}"
     stems = {name: name.replace(" ", "_") for name in BEHAVIOURS}
     for name, settings in BEHAVIOURS.items():  # all before the first result, which would leave the repository dirty
         words = [sys.executable, script, "--env-id", "Walker2d-v4", "--run-dir", str(parent / stems[name])]

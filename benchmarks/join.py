@@ -50,7 +50,9 @@ def join(folders: list[Path]) -> tuple[dict[str, Any], list[dict[str, str]]]:
                 raise ValueError(f"its script computes something else than that of {place}: {changed[0]}")
     if seeds != list(range(seeds[0], seeds[0] + len(seeds))):
         raise ValueError(f"{place.parent.name} on {place.name}: the seeds are {seeds}, not one after another")
-    processes = [{name: meta[name] for name in OF_A_PROCESS if name in meta} for *_, meta in parts]
+    processes: list[dict[str, Any]] = []
+    for *_, meta in parts:  # a part may be a joined result itself
+        processes += meta.get("processes") or [{name: meta[name] for name in OF_A_PROCESS if name in meta}]
     whole = {name: value for name, value in first.items() if name not in OF_A_PROCESS} | {"processes": processes}
     whole["args"] = first["args"] | {"num_seeds": len(seeds)}
     whole["command"] = "; ".join(meta["command"] for *_, meta in parts)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,17 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def train(script: bytes, path: Path, arguments: list[str], runs: Path) -> tuple[int, dict[str, bytes]]:
+def train(script: bytes, path: Path, arguments: list[str], runs: Path, note: bytes) -> tuple[int, dict[str, bytes]]:
     """On a worker: run the script to its end. Returns its exit status and what is gathered, by path below `runs`.
 
-    The worker may have this project at another version, or not at all: then what is run is the script as sent."""
+    The worker may have this project at another version, or not at all: then what is run is the script as sent. On a
+    disk of its own it may have runs of another script, or of another length: `note`, run.py's on what it goes on with,
+    tells them apart."""
+    started = runs / "started.json"
+    if runs.exists() and not (started.exists() and started.read_bytes() == note):
+        runs.rename(runs.with_name(f"{runs.name}.set-aside-{time.time_ns()}"))
     runs.mkdir(parents=True, exist_ok=True)
+    started.write_bytes(note)
     if not path.exists() or path.read_bytes() != script:
         path = runs / path.name
         path.write_bytes(script)
@@ -61,7 +68,8 @@ class RayLauncher:
         self.tasks: dict[int, ray.ObjectRef] = {}  # by id of the job
 
     def start(self, job: Any) -> None:
-        self.tasks[id(job)] = self.train.remote(job.script.read_bytes(), job.script, job.arguments, job.runs)
+        note = (job.runs / "started.json").read_bytes()
+        self.tasks[id(job)] = self.train.remote(job.script.read_bytes(), job.script, job.arguments, job.runs, note)
 
     def poll(self, job: Any) -> int | None:
         task = self.tasks[id(job)]

@@ -12,6 +12,7 @@ import numpy as np
 
 # Arguments of scripts that decide nothing of what is learned
 OF_THE_MACHINE = {"env_threads", "torch_threads", "checkpoint_seconds", "capture_video"}
+SET_ASIDE = "set-aside-"  # how run.py marks folders of runs that it does not go on with, before a number
 OF_A_CELL = OF_THE_MACHINE | {"env_id", "device", "cuda_graphs", "compile", "save_replay"}  # may differ in the table
 
 
@@ -151,7 +152,8 @@ class Run:
 
 def read_runs(folder: Path) -> list[Run]:
     """All runs in a folder: of gathered results (an algorithm's or a cell's), or of run folders as scripts leave them,
-    at any depth. Raises ValueError, naming the file, for what cannot be read, and if there are none."""
+    at any depth, but for those that run.py has set aside. Raises ValueError, naming the file, for what cannot be read,
+    and if there are none."""
     runs: list[Run] = []
     for path in sorted([*folder.glob("run.json"), *folder.glob("*/run.json")]):
         columns = read_result(path.parent)
@@ -161,6 +163,8 @@ def read_runs(folder: Path) -> list[Run]:
                 args, final = meta["args"] | {"seed": seed}, float(own["eval_return"][-1])
                 runs.append(Run(path.parent, args, meta["trained_timesteps"], final, **origin(meta)))
     for path in sorted(folder.rglob("config.json")):
+        if any(f".{SET_ASIDE}" in part for part in path.relative_to(folder).parts):
+            continue
         with naming(path):
             config = json.loads(path.read_text())
             if isinstance(config, dict) and "args" in config:  # else it is another tool's

@@ -16,6 +16,7 @@ intervals by stratified bootstrap of the seeds, with a fixed seed of its own.
 import io
 import itertools
 import json
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -640,12 +641,14 @@ def speed_details(folder: Path) -> str:
         algo, rates = result["algo"], result["steps_per_second"]
         for seeds, share in result["of_envpool"].items():
             parts = {"simulator": 0.0, "policy": 0.0, "update": 0.0, "training": 0.0}
-            for name, part in result["parts"].get(seeds, {}).items():
+            measured = result["parts"].get(seeds)  # nothing where that has failed
+            for name, part in (measured or {}).items():
                 kind = "policy" if name.startswith("act") else name
                 parts[kind if kind in parts else "update"] += part["share"]
             parts.pop("training")  # the whole
             cells = [algo, seeds.split()[0], shown(rates[f"{algo}, {seeds}"]), f"{share:.0%}"]
-            lines.append("| " + " | ".join([*cells, ", ".join(f"{part:.0%}" for part in parts.values())]) + " |")
+            shares = ", ".join(f"{part:.0%}" for part in parts.values()) if measured else ""
+            lines.append(f"| {' | '.join([*cells, shares])} |")
         if rate := rates.get(f"{algo}, a process per core"):
             cells = [algo, f"1 in each of {result['hardware']['cores']} processes", shown(rate), "", ""]
             lines.append(f"| {' | '.join(cells)} |")
@@ -785,8 +788,8 @@ def one_set_of_defaults(algo: str, tasks: dict[str, dict[str, Any]]) -> None:
             raise ValueError(f"{algo} on {task} was trained with another {', '.join(names)} than on {first_task}")
 
 
-def contents(args: Args, results: dict[str, dict[str, dict]]) -> dict[Path, bytes]:
-    """What both pages and each figure should be. A section of which there is no data stays as it is."""
+def contents(args: Args, results: dict[str, dict[str, dict]]) -> tuple[dict[Path, bytes], list[str]]:
+    """What both pages and each figure should be, and the sections of which there is no data: these stay as they are."""
     files = {args.figures / f"{algo}.png": curves(algo, tasks) for algo, tasks in results.items()}
     sections = {"results": "No results yet.", "cells": "No results yet."}
     if results:
@@ -821,7 +824,9 @@ def contents(args: Args, results: dict[str, dict[str, dict]]) -> dict[Path, byte
     pages = {page: page.read_text() for page in (args.readme, args.details)}
     if lost := [name for name in sections if not any(f"<!-- {name}: " in text for text in pages.values())]:
         raise ValueError(f"neither page has a section for {', '.join(lost)}")
-    return files | {page: fill(text, sections).encode() for page, text in pages.items()}
+    marked = [name for text in pages.values() for name in re.findall(r"<!-- ([^:>]+): benchmarks/report.py", text)]
+    files |= {page: fill(text, sections).encode() for page, text in pages.items()}
+    return files, [name for name in marked if name not in sections]
 
 
 def main(args: Args) -> int:
@@ -851,7 +856,8 @@ def main(args: Args) -> int:
             with naming(cell):
                 if refilled(json.loads((cell / "run.json").read_text())):
                     complaints.append(f"resumed without its replay, so it learned less than its steps say: {cell}")
-        files = contents(args, results)
+        files, without_data = contents(args, results)
+        complaints += [f"left as it is, because there is no data of it: the section {name}" for name in without_data]
     except ValueError as error:
         print(f"report.py: error: {error}", file=sys.stderr)
         return 2

@@ -32,7 +32,7 @@ from typing import IO, Any, Literal, Protocol
 
 import tyro
 from fingerprint import circumstances, fingerprint, flags, is_discrete, named
-from reading import OF_A_CELL, read_rows
+from reading import OF_A_CELL, SET_ASIDE, read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 MUJOCO_TASKS = (
@@ -141,16 +141,19 @@ class Job:
     def set_other_runs_aside(self) -> None:
         """Go on with runs only of the same script, or of one whose fingerprint is the same to the last digit (where a
         comment was changed), for as many steps: what the learning rate has fallen to by the end of a shorter run is no
-        start for a longer one. A folder of others is renamed."""
-        note, now = self.runs / "started.json", {"total_timesteps": self.args.total_timesteps, "sha256": self.sha256}
-        if note.exists():
-            then = json.loads(note.read_text())
+        start for a longer one. A folder of others is renamed. Runs with other flags may share the folder, each with a
+        note of its own: a change of the script that none of them notices may be one to these."""
+        note, own = self.runs / "started.json", " ".join(flags(self.extra))
+        notes = json.loads(note.read_text()) if note.exists() else {}
+        if then := notes.get(own):
             same_numbers = self.fingerprint is not None and then["fingerprint"] == self.fingerprint
             same_script = then["sha256"] == self.sha256 or same_numbers
             if not same_script or then["total_timesteps"] != self.args.total_timesteps:
-                self.runs.rename(self.runs.with_name(f"{self.runs.name}.{note.stat().st_mtime_ns}"))
+                self.runs.rename(self.runs.with_name(f"{self.runs.name}.{SET_ASIDE}{note.stat().st_mtime_ns}"))
+                notes = {}
         self.runs.mkdir(parents=True, exist_ok=True)
-        write_json(note, now | {"fingerprint": self.fingerprint})
+        now = {"total_timesteps": self.args.total_timesteps, "sha256": self.sha256, "fingerprint": self.fingerprint}
+        write_json(note, notes | {own: now})
 
     def steps(self) -> int:
         """Environment steps per seed done so far."""
@@ -168,7 +171,7 @@ class Job:
         for private in ("run_dir", "resume", "evaluate"):
             config["args"].pop(private)
         config |= {"command": "python " + " ".join(self.command), **how}
-        if self.fingerprint:
+        if self.fingerprint and config["script_sha256"] == self.sha256:  # else it was edited between the two
             config["fingerprint"] = self.fingerprint
         write_result(self.result, rows, config)
 
@@ -254,11 +257,12 @@ def digest(script: Path) -> str:
 
 
 def is_complete(job: Job) -> bool:
-    """Whether this very command's result is there. Threads do not make it another, nor does a changed script: report.py
-    tells what is stale."""
-    meta, threads = gathered(job), re.compile(r" --(env|torch)[-_]threads[ =]\d+")
-    wanted = threads.sub("", "python " + " ".join(job.command))
-    return threads.sub("", meta.get("command", "")) == wanted
+    """Whether this very command's result is there. What decides nothing of what is learned, threads and the like, does
+    not make it another, nor does a changed script: report.py tells what is stale."""
+    names = "|".join(name.replace("_", "[-_]") for name in OF_A_CELL - {"env_id"})
+    any_will_do = re.compile(rf" --(no[-_])?({names})(?![-_\w])([ =](?!--)\S+)?")
+    wanted = any_will_do.sub("", "python " + " ".join(job.command))
+    return any_will_do.sub("", gathered(job).get("command", "")) == wanted
 
 
 def gathered(job: Job) -> dict[str, Any]:
@@ -390,6 +394,8 @@ def main(args: Args, extra: list[str]) -> int:
         return refuse(f"the table there is of {what}: give --results another folder")
     cells = dict.fromkeys((algo, env_id) for algo in args.algos for env_id in args.env_ids)
     matrix = [Job(algo, env_id, args, extra) for algo, env_id in cells]
+    if others := [job.result for job in matrix if gathered(job) and not is_complete(job)]:
+        return refuse(f"{others[0]} is the result of another command: delete it, or give --results another folder")
     try:
         for job in matrix:
             job.result.mkdir(parents=True, exist_ok=True)

@@ -161,6 +161,27 @@ def test_a_reset_row_changes_nothing(a2c, discrete):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+def test_the_entropy_is_that_of_valid_rows(a2c):
+    args = a2c.Args(num_seeds=2, num_envs=4, num_steps=8)
+    agent, optimizer = learner(a2c, args, CHOICES)
+    rollout = rollout_of(a2c, args, 0, discrete=True)
+    logits = agent.actor(agent.normalize(a2c.seeds_first(rollout["obs"][:-1])))
+    own, valid = torch.distributions.Categorical(logits=logits).entropy(), a2c.seeds_first(rollout["valid"])
+    told = a2c.update(agent, optimizer, rollout, torch.zeros(2, 4), args)["entropy"]
+    assert told.tolist() == pytest.approx([own[k][valid[k]].mean().item() for k in range(2)], rel=1e-5)
+
+
+def test_the_step_is_that_of_the_clipped_gradient(a2c):
+    args = a2c.Args(num_seeds=2, num_envs=4, num_steps=8, max_grad_norm=0.01)
+    agent, _ = learner(a2c, args)
+    trained = [parameter for parameter in agent.parameters() if parameter.requires_grad]
+    before = [parameter.detach().clone() for parameter in trained]
+    rollout = rollout_of(a2c, args, 0, discrete=False)
+    a2c.update(agent, torch.optim.SGD(trained, 1.0), rollout, torch.zeros(2, 4), args)
+    moved = [(parameter - old).detach().flatten(1) for parameter, old in zip(trained, before, strict=True)]
+    assert torch.cat(moved, 1).norm(dim=1).tolist() == pytest.approx([0.01] * 2, rel=1e-3)
+
+
 def test_returns_that_do_not_vary_are_not_explained(a2c):
     """A batch of one row, which any V explains: a curve of 1 would be that of a perfect critic."""
     args = a2c.Args(num_envs=1, num_steps=1, gae_lambda=0.0)

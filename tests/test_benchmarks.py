@@ -143,10 +143,10 @@ def test_a_killed_matrix_goes_on(tmp_path, algo, total, extra):
 def test_runs_of_another_script_or_length_are_set_aside(tmp_path):
     run = load_script(ROOT / "benchmarks" / "run.py")
 
-    def folders(total, sha256, fingerprint):
+    def folders(total, sha256, fingerprint, *flags):
         """How many folders of runs there are once this script has started for so many steps."""
         args = run.Args(run_dir=tmp_path, total_timesteps=total)
-        run.Job("a2c", "Hopper-v4", args, [], sha256=sha256, fingerprint=fingerprint).set_other_runs_aside()
+        run.Job("a2c", "Hopper-v4", args, [*flags], sha256=sha256, fingerprint=fingerprint).set_other_runs_aside()
         assert (tmp_path / "a2c" / "Hopper-v4" / "started.json").exists()
         return len(list((tmp_path / "a2c").iterdir()))
 
@@ -157,6 +157,11 @@ def test_runs_of_another_script_or_length_are_set_aside(tmp_path):
     assert folders(640, "one that does not, by a little", None) == 2
     assert folders(640, "one of which that is not known", None) == 3
     assert folders(1280, "one of which that is not known", None) == 4
+    # Runs with another flag may see a change that these do not: each is held to its own
+    assert folders(640, "one", {"norm": 1.0}, "--baseline=mean") == 4
+    assert folders(1280, "one of which that is not known", None) == 4
+    assert folders(640, "two", {"norm": 1.5}, "--baseline=mean") == 5
+    assert reading.SET_ASIDE in sorted(path.name for path in (tmp_path / "a2c").iterdir())[-1]
 
 
 def test_a_result_is_replaced_whole_or_not_at_all(tmp_path):
@@ -235,10 +240,22 @@ def test_only_the_same_command_is_complete(tmp_path):
     job.result.mkdir(parents=True)
     (job.result / "run.json").write_text(json.dumps({"command": f"python {' '.join(job.command)} --env-threads 1"}))
     assert run.is_complete(job)
+    for same in ("--env_threads=3", "--device cpu --no-cuda-graphs --compile --checkpoint-seconds 9"):
+        assert run.is_complete(run.Job("a2c", "Hopper-v4", args, [*same.split(), *job.extra])), same
     for others in ({"total_timesteps": 640}, {"seed": 1}, {"num_seeds": 3}):
         assert not run.is_complete(run.Job("a2c", "Hopper-v4", run.Args(results=tmp_path, **others), job.extra)), others
-    for extra in ([], ["--gamma", "0.99"], [*job.extra, "--no-norm-adv"]):
+    for extra in ([], ["--gamma", "0.99"], [*job.extra, "--no-norm-adv"], [*job.extra, "--device-of-mine", "1"]):
         assert not run.is_complete(run.Job("a2c", "Hopper-v4", args, extra)), extra
+
+
+def test_the_result_of_another_command_is_not_written_over(tmp_path, capsys):
+    run = load_script(ROOT / "benchmarks" / "run.py")
+    write_result(tmp_path / "a2c" / "Hopper-v4", [1.0, 2.0])
+    before = {path: path.read_bytes() for path in (tmp_path / "a2c" / "Hopper-v4").iterdir()}
+    args = run.Args(("a2c",), ("Ant-v4", "Hopper-v4"), seed=16, run_dir=tmp_path / "runs", results=tmp_path)
+    assert run.main(args, []) == 2
+    assert f"{tmp_path / 'a2c' / 'Hopper-v4'} is the result of another command" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "a2c" / "Hopper-v4").iterdir()} == before
 
 
 @pytest.mark.parametrize("algo", ["a2c", "ppo_continuous"])
@@ -373,8 +390,15 @@ def test_a_worker_without_the_project_runs_the_script_as_sent_and_returns_what_i
     launcher = load_script(ROOT / "benchmarks" / "ray_launcher.py")
     script, runs = (ROOT / "algos" / "a2c.py").read_bytes(), tmp_path / "runs"
     words = ["--env-id", "InvertedPendulum-v4", "--total-timesteps", "1024", "--num-evaluations", "0"]
-    status, files = launcher.train(script, tmp_path / "elsewhere" / "a2c.py", [*words, "--run-dir", str(runs)], runs)
-    assert status == 0, files["output.txt"].decode()
+    words += ["--run-dir", str(runs), "--resume", "auto"]
+    for steps in ("512", "1024", "1024"):  # the shorter run that is there is not gone on with, the same one is
+        words[3] = steps
+        arguments = script, tmp_path / "elsewhere" / "a2c.py", words, runs, steps.encode()
+        status, files = launcher.train(*arguments)
+        assert status == 0, files["output.txt"].decode()
+    assert len(list(tmp_path.glob("runs.set-aside-*"))) == 1
+    (config,) = runs.glob("*/config.json")
+    assert [each["at_step"] for each in json.loads(config.read_text())["resumed"]] == [1024]
     assert sorted(name.rpartition("/")[2] for name in files) == ["config.json", "metrics.csv", "output.txt"]
     assert all((runs / name).read_bytes() == content for name, content in files.items())
 
@@ -651,6 +675,12 @@ def test_seeds_of_several_processes_are_joined(tmp_path):
     assert meta["command"].count("--seed") == 2
     assert not reading.refilled(meta)
     assert [process["git_commit"] for process in meta["processes"]] == ["b", "a"]
+    write_result(tmp_path / "d" / "a2c" / "Hopper-v4", [4.0], first_seed=4)  # joined to what was joined before
+    more = tmp_path / "d" / "a2c" / "Hopper-v4" / "run.json"
+    more.write_text(json.dumps(json.loads(more.read_text()) | {"fingerprint": {"norm": 1.0}, "git_commit": "d"}))
+    meta, _ = join.join([tmp_path / part / "a2c" / "Hopper-v4" for part in ("joined", "d")])
+    assert [process["git_commit"] for process in meta["processes"]] == ["b", "a", "d"]
+    assert meta["command"].count("--seed") == 3
     whole = path.read_text()
     for part in parts:
         cell = part / "a2c" / "Hopper-v4" / "run.json"

@@ -1,5 +1,7 @@
 """DDPG and SAC: the replay, the targets and the gradients, against numbers worked out apart from the scripts."""
 
+import copy
+
 import gymnasium
 import numpy as np
 import pytest
@@ -371,6 +373,33 @@ def test_sac_losses_by_hand(sac):
     actor_loss = (0.3 * log_probs[0] - torch.minimum(*both(critics, obs, own_actions))).mean()
     assert losses["actor_loss"].item() == pytest.approx(actor_loss.item(), rel=1e-4)
     assert losses["entropy"].item() == pytest.approx(-log_probs.mean().item(), rel=1e-4)
+    missing = log_probs.mean() + agent.action_scale.log().sum() - 2  # the target entropy is -1 a dimension, in units
+    assert log_alpha.grad.item() == pytest.approx(-0.3 * missing.item(), rel=1e-3)
+
+
+def test_sac_actor_follows_q_and_its_own_entropy(sac):
+    """The actor's gradient, against the density by torch's own normal and the change of variables."""
+    args = sac.Args(hidden_size=4, batch_size=7)
+    everything = parts(sac, args)
+    agent, critics, _, log_alpha, *_, replay, _ = everything
+    log_alpha.data.fill_(np.log(0.3))
+    before = copy.deepcopy(agent)
+    torch.manual_seed(3)
+    obs, next_obs, *_ = replay.sample(7)
+    agent.sample(next_obs)
+    noise = torch.randn(1, 7, agent.action_dim)
+    torch.manual_seed(3)
+    sac.update(*everything)
+    mean, log_std = before.policy(obs)
+    normal = torch.distributions.Normal(mean, log_std.exp())
+    pre_tanh = mean + log_std.exp() * noise
+    log_slope = torch.log(agent.action_scale * (1 - pre_tanh.tanh().square()))
+    log_probs = (normal.log_prob(pre_tanh) - log_slope).sum(-1)
+    actions = pre_tanh.tanh() * agent.action_scale + agent.action_bias
+    q = sac.q_values(critics, obs, actions).amin(1)  # of the critics after their step
+    wanted = torch.autograd.grad((0.3 * log_probs - q).mean(), list(before.actor.parameters()))
+    for parameter, gradient in zip(agent.actor.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])

@@ -177,7 +177,7 @@ def test_actions_stay_within_bounds_of_any_kind(ppo):
             assert actions[-1] == 5
 
 
-def test_the_kl_penalty_begins_with_the_coefficient_asked_for(ppo, quick, monkeypatch):
+def test_the_kl_penalty_begins_with_the_coefficient_asked_for_and_is_adapted(ppo, quick, monkeypatch):
     seen, update = [], ppo.update_minibatch
 
     def watched(agent, optimizer, minibatch, kl_coef, args):
@@ -185,8 +185,8 @@ def test_the_kl_penalty_begins_with_the_coefficient_asked_for(ppo, quick, monkey
         return update(agent, optimizer, minibatch, kl_coef, args)
 
     monkeypatch.setattr(ppo, "update_minibatch", watched)
-    ppo.train(ppo.Args(**quick | {"num_seeds": 2, "kl_coef": 10.0}))
-    assert seen[0] == [10, 10]
+    ppo.train(ppo.Args(**quick | {"num_seeds": 2, "kl_coef": 10.0, "target_kl": 1e3}))
+    assert seen == [[10 / 2 ** (i // 8)] * 2 for i in range(80)]  # halved after each iteration, of 8 minibatches
 
 
 def test_kl_penalty_is_used_and_adapted_per_seed(ppo):
@@ -286,6 +286,18 @@ def test_gradient_norm_is_clipped_per_seed(ppo):
     assert norm.tolist() == pytest.approx([10**0.5, 1e-3 * 10**0.5], rel=1e-5)
     after = torch.stack([p.grad.flatten(1).square().sum(1) for p in parameters]).sum(0).sqrt()
     assert after.tolist() == pytest.approx([0.5, 1e-3 * 10**0.5], rel=1e-4)
+
+
+def test_the_step_is_that_of_the_clipped_gradient(ppo):
+    args = ppo.Args(num_seeds=2, num_envs=4, num_steps=8, num_minibatches=1, max_grad_norm=0.01)
+    agent, _ = learner(ppo, args)
+    trained = [parameter for parameter in agent.parameters() if parameter.requires_grad]
+    before = [parameter.detach().clone() for parameter in trained]
+    batch = ppo.compute_targets(agent, random_rollout(ppo, args), torch.zeros(2, 4), args)
+    losses = ppo.update_minibatch(agent, torch.optim.SGD(trained, 1.0), batch, torch.zeros(2), args)
+    assert (losses["grad_norm"] > 0.01).all()
+    moved = [(parameter - old).detach().flatten(1) for parameter, old in zip(trained, before, strict=True)]
+    assert torch.cat(moved, 1).norm(dim=1).tolist() == pytest.approx([0.01] * 2, rel=1e-3)
 
 
 def test_running_statistics_equal_those_of_all_valid_rows(ppo):

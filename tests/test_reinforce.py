@@ -326,6 +326,8 @@ def test_seeds_together_equal_seeds_alone_and_share_no_nan(reinforce, baseline):
 
     rollouts = [random_rollout(reinforce, together, seed) for seed in range(4)]
     rollouts = [rollout | {"age": torch.zeros(8, 3, 4)} for rollout in rollouts]
+    for rollout in rollouts:  # what an episode ended on is the reset row's observation, and need not be finite
+        rollout["obs"][1:][rollout["terminated"]] = torch.nan
     dirty = [{name: x.clone() for name, x in rollout.items()} for rollout in rollouts]
     dirty[1]["rewards"][:, 1] = torch.nan
     agent, dirty_agent = learn(together, rollouts), learn(together, dirty)

@@ -87,10 +87,12 @@ def test_seeds_explore_apart_with_the_standard_deviation_of_the_policy(script, q
         return compute(agent, rollout, *rest)
 
     monkeypatch.setattr(script, "compute_targets", watched)
-    script.train(script.Args(**quick | {"num_seeds": 2, "log_std_init": 0.5}))  # so wide that bounds would show
-    rows = torch.cat(noise, dim=1).squeeze(-1)
-    assert rows.std(1).tolist() == pytest.approx([1, 1], abs=0.1)
-    assert abs(torch.corrcoef(rows)[0, 1]) < 0.15
+    wide = {"num_seeds": 2, "env_id": "Hopper-v4", "log_std_init": 0.5}  # three dimensions; bounds would show
+    script.train(script.Args(**quick | wide))
+    rows = torch.cat(noise, dim=1)
+    torch.testing.assert_close(rows.std(1), torch.ones(2, 3), rtol=0, atol=0.1)
+    apart = torch.corrcoef(rows.transpose(1, 2).flatten(0, 1))  # the dimensions of both seeds
+    assert (apart - torch.eye(6)).abs().max() < 0.2
 
 
 @pytest.mark.parametrize("script", ["ppo_continuous", "trpo"], indirect=True)
@@ -148,16 +150,31 @@ def test_targets_by_a_slow_loop(script):
 
 
 @each_on_policy
+def test_the_scale_of_rewards_takes_in_the_batch_first(script):
+    args = script.Args(num_seeds=2, num_envs=3, num_steps=16)
+    agent = script.Agent(*WALKER, args)
+    rollout = random_rollout(script, args, 1, 0.3) | {"age": torch.zeros(16, 2, 3)}
+    rollout["rewards"] *= 5
+    extra = [torch.zeros(2, 2)] if script.__name__ == "reinforce" else []
+    first = script.compute_targets(agent, rollout, torch.zeros(2, 3), *extra, args)
+    agent.return_stats.count.fill_(1e12)  # the scale stays that of the first time
+    again = script.compute_targets(agent, rollout, torch.zeros(2, 3), *extra, args)
+    torch.testing.assert_close(first["returns"], again["returns"], rtol=1e-4, atol=1e-5)
+
+
+@each_on_policy
 def test_observations_and_rewards_are_clipped(script):
     args = script.Args(num_envs=4, num_steps=8, gamma=0.0)
     agent = no_values(script.Agent(*WALKER, args))
-    agent.return_stats.count.fill_(1e12)  # the scale stays 1
+    agent.return_stats.count.fill_(1e12)  # the scale stays as it is
+    agent.return_stats.var.fill_(100.0)
+    agent.obs_stats.var.fill_(25.0)
     rollout = random_rollout(script, args) | {"age": torch.zeros(8, 1, 4)}
     rollout |= {name: 100 * rollout[name] for name in ("obs", "rewards")}
     extra = [torch.zeros(1, 2)] if script.__name__ == "reinforce" else []
     batch = script.compute_targets(agent, rollout, torch.zeros(1, 4), *extra, args)
-    for ours, raw in (("obs", rollout["obs"][:-1]), ("returns", rollout["rewards"])):
-        expected = script.seeds_first(raw).clamp(-10, 10)
+    for ours, raw, scale in (("obs", rollout["obs"][:-1], 5), ("returns", rollout["rewards"], 10)):
+        expected = script.seeds_first(raw / scale).clamp(-10, 10)
         torch.testing.assert_close(batch[ours][batch["valid"]], expected[batch["valid"]], rtol=1e-4, atol=1e-4)
 
 
@@ -481,3 +498,7 @@ def test_random_actions_fill_a_range_that_is_not_symmetric(script):
     assert (actions.mean(1) - 1).abs().max() < 0.1
     middle = agent.deterministic_action(torch.zeros(2, 4, 5))  # of a network without biases yet
     torch.testing.assert_close(middle, torch.ones(2, 4, 2))
+    if script.__name__ == "ddpg":
+        agent.exploration_noise = 2.0
+        explored = agent.exploration_action(torch.zeros(2, 5000, 5))
+        assert (explored.min().item(), explored.max().item()) == (-1, 3)

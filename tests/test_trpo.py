@@ -156,6 +156,13 @@ def test_the_line_search_takes_the_longest_good_candidate(trpo):
                 torch.testing.assert_close(found[k], own[k])
                 assert lengths[k].item() == pytest.approx(args.line_search_decay**j)
                 break
+    # Advantages that are not centred: what counts is the gain over the old policy, not the surrogate itself
+    batch["advantages"] = batch["advantages"] + 5.0 * batch["valid"]
+    ratio = trpo.log_prob(batch["actions"], agent.policy(batch["obs"]))
+    gradient = torch.autograd.grad(trpo.masked_mean(ratio * batch["advantages"], batch["valid"]).sum(), parameters)
+    downhill = -trpo.flatten(gradient)
+    downhill = 1e-2 * downhill / downhill.norm(dim=1, keepdim=True)
+    assert trpo.line_search(agent, downhill, old_policy, batch, args)[1].tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("space", SPACES)
