@@ -567,11 +567,9 @@ def train(args: Args) -> list[Path]:
                     torch.cuda.current_stream(device).synchronize()
                 data["obs"][t], data["actions"][t] = obs_in, action_out
                 data["valid"][t] = ~done  # the step after the last one of an episode only resets
-                env_actions = np.nan_to_num(env_action_out.numpy())  # a NaN would stay in the simulator for good
-                next_obs, rewards, terminated, truncated, _ = envs.step(as_actions(env_actions, action_space))
-                done = (terminated | truncated).reshape(S, N)
+                next_obs, rewards, terminated, truncated, _ = envs.step(as_actions(env_action_out, action_space))
+                done = data["done"][t] = (terminated | truncated).reshape(S, N)
                 data["rewards"][t], data["terminated"][t] = rewards.reshape(S, N), terminated.reshape(S, N)
-                data["done"][t] = done
                 if log:
                     log.count(data["rewards"][t], done, data["valid"][t])
             data["obs"][T] = next_obs.reshape(S, N, -1)
@@ -633,7 +631,8 @@ def refuse(message: str, error: BaseException | None = None) -> NoReturn:
 
 
 def check_ranges(args: Args) -> None:
-    """Refuse what no training can use: numbers out of range, NaN, and the like."""
+    """Refuse what no training can use: numbers out of range, NaN, and the like. NumPy's numbers become plain ones."""
+    vars(args).update({name: x.item() for name, x in vars(args).items() if isinstance(x, np.generic)})
     zero_too = ("env_threads", "torch_threads", "num_evaluations", "line_search_steps", "hidden_size")
     ranges = dict.fromkeys(zero_too, (0, 2**20)) | dict.fromkeys(("log_std_init", "log_std_min"), (-99, 2**53))
     ranges |= dict.fromkeys(("gamma", "gae_lambda", "tau", "line_search_decay"), (0, 1))
@@ -730,10 +729,11 @@ def spaced_seeds(args: Args, num_envs: int, *stream: int) -> list[int]:
     return np.concatenate([sequence.generate_state(num_envs) >> 1 for sequence in sequences]).tolist()  # int32
 
 
-def as_actions(actions: np.ndarray, space: gymnasium.Space) -> np.ndarray:
+def as_actions(actions: Tensor, space: gymnasium.Space) -> np.ndarray:
     """Actions, a row per environment, in the task's shape and type, clipped to bounds that rounding may overstep."""
-    actions = actions.reshape(-1, *space.shape).astype(space.dtype)
-    return actions.clip(space.low, space.high) if isinstance(space, gymnasium.spaces.Box) else actions
+    rows = np.nan_to_num(actions.numpy())  # a NaN would stay in the simulator for good
+    rows = rows.reshape(-1, *space.shape).astype(space.dtype)
+    return rows.clip(space.low, space.high) if isinstance(space, gymnasium.spaces.Box) else rows
 
 
 def check_task(envs: Any, args: Args, *action_types: type) -> None:
@@ -872,8 +872,8 @@ def save(path: Path, kind: str, **content: Any) -> None:
         torch.save({"kind": f"{Path(__file__).stem} {kind}", **content}, file)
 
 
-def load(path: Path, kind: str) -> dict[str, Any]:
-    """Read what `save` wrote. Only tensors and plain values are let in: a hostile file cannot run code."""
+def load(path: Path, kind: str) -> tuple[Path, dict[str, Any]]:
+    """Folder and content of what `save` wrote. Only tensors and plain values get in: a hostile file cannot run code."""
     path = path / f"{kind}.pt" if path.is_dir() else path
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -882,7 +882,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
         refuse(f"{path} cannot be read as {kind}", error)
     if found != f"{Path(__file__).stem} {kind}":
         refuse(f"{path} is a {found}, not a {Path(__file__).stem} {kind}")
-    return content
+    return path.parent, content
 
 
 def restore(state: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
@@ -904,14 +904,13 @@ def save_run(args: Args, log: RunLog, agent: nn.Module, state: dict[str, Tensor]
     """checkpoint.pt in the first seed's folder: all that training needs again, for all seeds. agent.pt in each folder:
     all that acting needs. Nothing overwrites the last good agent of a seed that has diverged; returns those seeds."""
     failed = diverged(agent)
-    plain = {name: x.item() if isinstance(x, np.generic) else x for name, x in asdict(args).items()}  # as load wants it
     for k, folder in enumerate(log.folders):
         if k not in failed:
             own = {name: tensor[k : k + 1].clone() for name, tensor in agent.state_dict().items()}
-            own_args = plain | {"seed": args.seed + k, "num_seeds": 1}
+            own_args = asdict(args) | {"seed": args.seed + k, "num_seeds": 1}
             save(folder / "agent.pt", "agent", args=own_args, agent=own, global_step=step)
     if len(failed) < args.num_seeds:
-        content = {"args": plain, "global_step": step, "seconds": log.clock(), "rows": log.rows}
+        content = {"args": asdict(args), "global_step": step, "seconds": log.clock(), "rows": log.rows}
         content |= {"episodes": [list(own) for own in log.episodes], "folders": [folder.name for folder in log.folders]}
         save(log.folders[0] / "checkpoint.pt", "checkpoint", state=state, **content)
     return failed
@@ -925,13 +924,12 @@ def find_checkpoint(args: Args) -> tuple[list[Path], dict[str, Any] | None]:
         found = {path.parent.name.removeprefix(name): path for path in Path(args.run_dir).glob("*/checkpoint.pt")}
         candidates = [found[stamp] for stamp in sorted(filter(str.isdecimal, found), key=int, reverse=True)]
     for path in candidates:
-        saved = load(path, "checkpoint")
+        first, saved = load(path, "checkpoint")
         now, then = asdict(args), saved["args"]
         names = [name for name in now if now[name] != then.get(name) and name not in ("resume", "run_dir")]
         if now["total_timesteps"] > then["total_timesteps"]:  # a run may be made longer
             names.remove("total_timesteps")
         if not names:
-            first = path if path.is_dir() else path.parent
             if first.name != saved["folders"][0] and args.num_seeds > 1:  # a copy: its seeds are not those beside it
                 refuse(f"{first} was {saved['folders'][0]}; a run of several seeds goes on under its own names")
             return [first, *(first.parent / name for name in saved["folders"][1:])], saved
@@ -993,14 +991,14 @@ def evaluate(
             for i in np.flatnonzero(running):
                 films[i].append(envs.render(env_ids=[i])[0])
         rows = torch.as_tensor(obs.reshape(*shape, -1), dtype=torch.float32, device=next(agent.parameters()).device)
-        actions = agent.deterministic_action(rows).nan_to_num().cpu().numpy()  # a NaN would spoil the pool
+        actions = agent.deterministic_action(rows).cpu()
         obs, rewards, terminated, truncated, info = envs.step(as_actions(actions, envs.single_action_space))
         totals["return"] += np.where(running, rewards.reshape(shape), 0.0)  # 0 times what is not finite would be NaN
         totals["length"] += running
         velocity = np.reshape(info.get("x_velocity", np.full(running.size, np.nan)), shape)
         totals["x_velocity"] += np.where(running, velocity, 0.0)
-        squared = np.square(actions) if envs.single_action_space.shape else np.full(shape, np.nan)  # no number's square
-        totals["squared_action"] += np.where(running, squared.reshape(*shape, -1).mean(-1), 0.0)
+        squared = actions.square() if envs.single_action_space.shape else torch.full((*shape, 1), torch.nan)  # discrete
+        totals["squared_action"] += np.where(running, squared.numpy().mean(-1), 0.0)
         running &= ~(terminated | truncated).reshape(shape)
     envs.close()
     totals["return"][diverged(agent)] = np.nan
@@ -1013,9 +1011,8 @@ def capture_video(agent: Agent, args: Args, step: int, folders: list[Path]) -> N
     longest = int(evaluate(agent, args, 1, step)["length"].max())  # the same episodes, unfilmed
     films: list[list[np.ndarray]] = [[] for _ in folders]
     evaluate(agent, args, 1, step, films, max(1, longest // 250))
-    stride, options = 1, {"fps": 25, "macro_block_size": 2}
-    if args.capture_video == "gif":
-        stride, options = 2, {"duration": 40, "loop": 0}
+    gif = args.capture_video == "gif"
+    stride, options = (2, {"duration": 40, "loop": 0}) if gif else (1, {"fps": 25, "macro_block_size": 2})
     for folder, film in zip(folders, films, strict=True):
         path = folder / "videos" / f"episode.{args.capture_video}"
         path.parent.mkdir(exist_ok=True)
@@ -1026,9 +1023,8 @@ def evaluate_saved(args: Args) -> None:
     """--evaluate: what a trained agent does on its task, printed and, by episode, written to evaluation.csv in its
     folder: after a finished run the episodes of its last evaluation again. --env-kwargs changes the task,
     --capture-video films it."""
-    device, path = select_device(args), Path(args.evaluate or "")
-    saved = load(path, "agent")
-    folder = path if path.is_dir() else path.parent
+    device = select_device(args)
+    folder, saved = load(Path(args.evaluate or ""), "agent")
     asked, default = asdict(args), asdict(Args())
     own = {name: saved["args"].get(name, value) for name, value in default.items()}  # Args may have changed since
     used = ("device", "env_threads", "torch_threads", "final_eval_episodes", "capture_video")
@@ -1047,8 +1043,7 @@ def evaluate_saved(args: Args) -> None:
         if not np.isnan(values).all():
             print(f"  {name:<15}{values.mean():12.6g} +- {values.std():.4g}")
     with replacing(folder / "evaluation.csv") as beside:
-        columns = np.column_stack([values[0] for values in episodes.values()])
-        np.savetxt(beside, columns, "%.8g", ",", header=",".join(episodes), comments="")
+        np.savetxt(beside, np.concatenate([*episodes.values()]).T, "%.8g", ",", header=",".join(episodes), comments="")
     if args.capture_video:
         capture_video(agent, args, saved["global_step"], [folder])
 

@@ -5,9 +5,9 @@ python benchmarks/run.py --jobs 2 -- --env-threads 1        # two processes at a
 python benchmarks/run.py --launcher ray --ray-address auto --job-cpus 4       # the same matrix on a Ray cluster
 python benchmarks/run.py --add-fingerprint                  # to results that have none and whose script is as it was
 
-One process per algorithm and task trains all its seeds. What is complete is skipped; what was cut off goes on from its
-last checkpoint, unless its script computes something else by now; what fails is reported with the end of its output,
-the others go on, and the exit status is 1. A result is benchmarks/results/<algo>/<task>/: metrics.csv of all seeds, and
+One process per algorithm and task trains all its seeds. What is complete is skipped, and nothing is written over the
+result of another command; what was cut off goes on from its last checkpoint, unless its script computes something else
+by now; what fails is reported with the end of its output, the others go on, and the exit status is 1. A result is benchmarks/results/<algo>/<task>/: metrics.csv of all seeds, and
 run.json (what ran, of which version, on what, where it was resumed, and the fingerprint of the script, by which
 report.py --check tells what is stale).
 

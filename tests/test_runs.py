@@ -421,12 +421,15 @@ def test_arguments_of_ones_own(script, quick, monkeypatch):
 
 
 def test_what_a_sweep_in_numpy_leaves_can_be_read(script, quick):
-    """weights_only lets in no NumPy scalar."""
-    args = quick | {"learning_rate": np.float64(1e-3)}
+    """weights_only lets in no NumPy scalar, JSON no NumPy integer; out of range is out of range all the same."""
+    args = quick | {"learning_rate": np.float64(1e-3), "num_envs": np.int64(4), "seed": np.int32(3)}
     (folder,) = script.train(script.Args(**args))
     script.evaluate_saved(script.Args(evaluate=str(folder), device="cpu", final_eval_episodes=2))
     folders, saved = script.find_checkpoint(script.Args(**args | {"resume": "auto"}))
     assert (folders, saved["args"]["learning_rate"]) == ([folder.resolve()], 1e-3)
+    for name, value in (("gamma", np.float64("nan")), ("num_envs", np.int64(0))):
+        with pytest.raises(SystemExit):
+            script.Args(**{name: value})
 
 
 @pytest.mark.parametrize("script", ["a2c"], indirect=True)

@@ -331,7 +331,7 @@ def test_the_clock_stands_still_while_agents_are_evaluated(script, quick, monkey
     log.close()
     now[0] = 107.0
     script.save_run(args, log, script.Agent(*WALKER, args), {}, 700)
-    assert script.load(log.folders[0], "checkpoint")["seconds"] == 6 + 5  # a checkpoint between two reports
+    assert script.load(log.folders[0], "checkpoint")[1]["seconds"] == 6 + 5  # a checkpoint between two reports
     assert [event.value for event in EventAccumulator(str(log.folders[1])).Reload().Scalars("charts/SPS")] == [160, 320]
     rows = [[float(row[name]) for name in ("wall_seconds", "steps_per_second")] for row in read_metrics(log.folders[1])]
     assert rows == [[4, 160], [6, 320]]  # of both seeds together
