@@ -7,9 +7,9 @@ python benchmarks/run.py --add-fingerprint                  # to results that ha
 
 One process per algorithm and task trains all its seeds. What is complete is skipped, and nothing is written over the
 result of another command; what was cut off goes on from its last checkpoint, unless its script computes something else
-by now; what fails is reported with the end of its output, the others go on, and the exit status is 1. A result is benchmarks/results/<algo>/<task>/: metrics.csv of all seeds, and
-run.json (what ran, of which version, on what, where it was resumed, and the fingerprint of the script, by which
-report.py --check tells what is stale).
+by now; what fails is reported with the end of its output, the others go on, and the exit status is 1. A result is
+benchmarks/results/<algo>/<task>/: metrics.csv of all seeds, and run.json (what ran, of which version, on what, where it
+was resumed, and the fingerprint of the script, by which report.py --check tells what is stale).
 
 With --launcher ray, jobs go where their share of cores and GPUs is free; the share is what Ray counts by, it binds
 nothing, so pass threads to match (-- --env-threads 4). Workers need the packages, not the project. A lost worker's job
