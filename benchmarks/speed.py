@@ -383,7 +383,7 @@ def main(args: Args) -> None:
                 done = subprocess.run(words, stdout=subprocess.PIPE, text=True, preexec_fn=end_with_parent)
                 if done.returncode:
                     print(f"{algo}: {name} failed and is left out", flush=True)
-                    failed.append(name)
+                    failed += [f"{algo}: {name}"] * (name not in needed)  # else the whole algorithm is
                     del values[name]
                     continue
                 values[name].append(json.loads(done.stdout.splitlines()[-1]))

@@ -553,6 +553,8 @@ def test_what_cannot_be_measured_leaves_the_other_algorithms(tmp_path, monkeypat
     def worker(words, **_):
         if "EnvPool alone" in words[words.index("--worker") + 1] and "a2c" in words:
             return subprocess.CompletedProcess(words, 1, "")
+        if "sb3-contrib, its defaults" in words:
+            return subprocess.CompletedProcess(words, 1, "")
         return subprocess.CompletedProcess(words, 0, "100.0")
 
     measured = []
@@ -560,7 +562,7 @@ def test_what_cannot_be_measured_leaves_the_other_algorithms(tmp_path, monkeypat
     done = subprocess.CompletedProcess([], 1, "")  # of parts.py
     monkeypatch.setattr(speed, "keep", lambda result, args: measured.append(result["algo"]))
     monkeypatch.setattr(speed, "versions", lambda args: {})
-    with pytest.raises(SystemExit, match="not measured: a2c, parts of trpo"):
+    with pytest.raises(SystemExit, match="not measured: a2c, trpo: sb3-contrib, its defaults, parts of trpo"):
         speed.main(speed.Args(algos=("a2c", "trpo"), repeats=1, output=tmp_path))
     assert measured == ["trpo"]
 

@@ -362,7 +362,7 @@ def test_stale_results_are_named(tmp_path, monkeypatch):
 
 def test_a_check_tells_what_is_stale(tmp_path, monkeypatch, capsys):
     write_result(tmp_path / "a2c" / "Ant-v4", [1.0, 2.0])
-    monkeypatch.setattr(report, "contents", lambda args, results: {})
+    monkeypatch.setattr(report, "contents", lambda args, results: ({}, []))
     for found, status in (([], 0), (["stale: all of it"], 1)):
         monkeypatch.setattr(report, "stale", lambda results, found=found: found)
         assert report.main(report.Args(results=tmp_path, check=True)) == status
