@@ -39,7 +39,7 @@ def finished(runs: list[Run], side: str, warnings: list[str]) -> list[Run]:
     latest: dict[int, Run] = {}
     for run in sorted(done, key=lambda run: run.started):
         earlier = latest.setdefault(run.seed, run)
-        names = mixed([earlier, run]) + ["total_timesteps"] * (earlier.trained_timesteps != run.trained_timesteps)
+        names = mixed([earlier, run]) + ["trained_timesteps"] * (earlier.trained_timesteps != run.trained_timesteps)
         if names:
             raise ValueError(f"{side} has seed {run.seed} of {run.task} twice, with different {', '.join(names)}")
         latest[run.seed] = run

@@ -12,6 +12,7 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # its 15 would leave a job nothing beside any other process
 import ray
+from reading import SET_ASIDE
 
 
 def end_with_parent() -> None:
@@ -29,7 +30,7 @@ def train(script: bytes, path: Path, arguments: list[str], runs: Path, note: byt
     tells them apart."""
     started = runs / "started.json"
     if runs.exists() and not (started.exists() and started.read_bytes() == note):
-        runs.rename(runs.with_name(f"{runs.name}.set-aside-{time.time_ns()}"))
+        runs.rename(runs.with_name(f"{runs.name}.{SET_ASIDE}{time.time_ns()}"))
     runs.mkdir(parents=True, exist_ok=True)
     started.write_bytes(note)
     if not path.exists() or path.read_bytes() != script:

@@ -1,9 +1,9 @@
 """Rebuild, offline, what README.md and benchmarks/README.md show of the results: tables, numbers and figures.
 
 python benchmarks/report.py            # writes the figures and the sections
-python benchmarks/report.py --check    # writes nothing; status 1 if the committed files are not what the data gives, or
-                                       # a script no longer computes what its results came from (--no-fingerprints: only
-                                       # the first, at once; with it some seconds per script)
+python benchmarks/report.py --check    # writes nothing; status 1 if the committed files are not what the data gives, a
+                                       # section has no data, or a script no longer computes what its results came from
+                                       # (--no-fingerprints: without the last, which takes some seconds per script)
 python benchmarks/report.py --compare runs/A runs/B     # is B better than A? Folders of run folders, or of results
 
 Protocol: the final evaluation, not the best; deterministic action, frozen statistics, 100 fresh episodes per seed; the
@@ -857,7 +857,7 @@ def main(args: Args) -> int:
                 if refilled(json.loads((cell / "run.json").read_text())):
                     complaints.append(f"resumed without its replay, so it learned less than its steps say: {cell}")
         files, without_data = contents(args, results)
-        complaints += [f"left as it is, because there is no data of it: the section {name}" for name in without_data]
+        complaints += [f"no data for the section {name}" for name in without_data]
     except ValueError as error:
         print(f"report.py: error: {error}", file=sys.stderr)
         return 2

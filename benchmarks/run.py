@@ -141,19 +141,20 @@ class Job:
     def set_other_runs_aside(self) -> None:
         """Go on with runs only of the same script, or of one whose fingerprint is the same to the last digit (where a
         comment was changed), for as many steps: what the learning rate has fallen to by the end of a shorter run is no
-        start for a longer one. A folder of others is renamed. Runs with other flags may share the folder, each with a
-        note of its own: a change of the script that none of them notices may be one to these."""
-        note, own = self.runs / "started.json", " ".join(flags(self.extra))
-        notes = json.loads(note.read_text()) if note.exists() else {}
-        if then := notes.get(own):
+        start for a longer one. A folder of others is renamed. A fingerprint speaks for runs with the same flags only."""
+        note, now = self.runs / "started.json", {"total_timesteps": self.args.total_timesteps, "sha256": self.sha256}
+        own = " ".join(flags(self.extra))
+        started = {own}  # with these flags, runs may lie there
+        if note.exists():
+            then = json.loads(note.read_text())
+            started |= set(then.get("flags", []))
             same_numbers = self.fingerprint is not None and then["fingerprint"] == self.fingerprint
-            same_script = then["sha256"] == self.sha256 or same_numbers
+            same_script = then["sha256"] == self.sha256 or (same_numbers and started == {own})
             if not same_script or then["total_timesteps"] != self.args.total_timesteps:
                 self.runs.rename(self.runs.with_name(f"{self.runs.name}.{SET_ASIDE}{note.stat().st_mtime_ns}"))
-                notes = {}
+                started = {own}
         self.runs.mkdir(parents=True, exist_ok=True)
-        now = {"total_timesteps": self.args.total_timesteps, "sha256": self.sha256, "fingerprint": self.fingerprint}
-        write_json(note, notes | {own: now})
+        write_json(note, now | {"fingerprint": self.fingerprint, "flags": sorted(started)})
 
     def steps(self) -> int:
         """Environment steps per seed done so far."""
@@ -259,7 +260,7 @@ def digest(script: Path) -> str:
 def is_complete(job: Job) -> bool:
     """Whether this very command's result is there. What decides nothing of what is learned, threads and the like, does
     not make it another, nor does a changed script: report.py tells what is stale."""
-    names = "|".join(name.replace("_", "[-_]") for name in OF_A_CELL - {"env_id"})
+    names = "|".join(name.replace("_", "[-_]") for name in OF_A_CELL - {"env_id", "save_replay"})
     any_will_do = re.compile(rf" --(no[-_])?({names})(?![-_\w])([ =](?!--)\S+)?")
     wanted = any_will_do.sub("", "python " + " ".join(job.command))
     return any_will_do.sub("", gathered(job).get("command", "")) == wanted

@@ -157,10 +157,12 @@ def test_runs_of_another_script_or_length_are_set_aside(tmp_path):
     assert folders(640, "one that does not, by a little", None) == 2
     assert folders(640, "one of which that is not known", None) == 3
     assert folders(1280, "one of which that is not known", None) == 4
-    # Runs with another flag may see a change that these do not: each is held to its own
-    assert folders(640, "one", {"norm": 1.0}, "--baseline=mean") == 4
-    assert folders(1280, "one of which that is not known", None) == 4
-    assert folders(640, "two", {"norm": 1.5}, "--baseline=mean") == 5
+    # Runs with another flag, in the same folder, may see a change that these do not
+    assert folders(1280, "third", {"norm": 2.0}) == 5
+    assert folders(1280, "third", {"norm": 1.5}, "--baseline=mean") == 5
+    assert folders(1280, "third", {"norm": 2.0}) == 5
+    assert folders(1280, "fourth", {"norm": 2.0}) == 6
+    assert folders(1280, "fifth", {"norm": 2.0}) == 6  # where there are none
     assert reading.SET_ASIDE in sorted(path.name for path in (tmp_path / "a2c").iterdir())[-1]
 
 
