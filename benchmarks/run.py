@@ -141,7 +141,7 @@ class Job:
     def set_other_runs_aside(self) -> None:
         """Go on with runs only of the same script, or of one whose fingerprint is the same to the last digit (where a
         comment was changed), for as many steps: what the learning rate has fallen to by the end of a shorter run is no
-        start for a longer one. A folder of others is renamed. A fingerprint speaks for runs with the same flags only."""
+        start for a longer one. A folder of others is renamed. A fingerprint speaks for runs with its flags only."""
         note, now = self.runs / "started.json", {"total_timesteps": self.args.total_timesteps, "sha256": self.sha256}
         own = " ".join(flags(self.extra))
         started = {own}  # with these flags, runs may lie there
