@@ -182,6 +182,8 @@ def test_the_newest_run_of_a_command_is_gone_on_with(script, quick, monkeypatch)
     shutil.copytree(runs[1], f"{runs[1]}_old")  # a backup is not a newer run
     assert script.find_checkpoint(script.Args(**quick | {"resume": "auto"}))[0] == runs[1:]
     assert script.find_checkpoint(script.Args(**quick | {"resume": "auto", "gamma": 0.5})) == ([], None)
+    script.train(script.Args(**quick | {"gamma": 0.5}))  # newer, of another command
+    assert script.find_checkpoint(script.Args(**quick | {"resume": "auto"}))[0] == runs[1:]
 
 
 def test_checkpoints_are_no_more_frequent_than_asked_for(script, quick, monkeypatch):
@@ -443,6 +445,10 @@ def test_a_copy_of_several_seeds_is_not_resumed_over_the_others(script, quick, c
     assert f"was {folders[0].name}" in refusal(capsys, lambda: script.find_checkpoint(again))
     again.resume = str(folders[0])
     assert script.find_checkpoint(again)[0] == [folder.resolve() for folder in folders]
+    moved = Path(quick["run_dir"]).with_name("moved")  # a backup of all, which goes on beside the original
+    shutil.copytree(quick["run_dir"], moved)
+    again.resume = str(moved / folders[0].name)
+    assert script.find_checkpoint(again)[0] == [moved.resolve() / folder.name for folder in folders]
 
 
 @pytest.mark.parametrize("script", ["a2c"], indirect=True)
@@ -509,6 +515,11 @@ def test_a_seed_that_diverges_is_named_and_the_others_go_on(script, quick, monke
         )
     assert stop.value.code == 1
     assert read_metrics(folders[0])[-1]["global_step"] == "640"
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:  # seen by the last checkpoint alone
+        script.train(script.Args(num_seeds=3, **quick | {"env_id": "Reach", "seed": 9}))
+    assert stop.value.code == 1
+    assert "diverged: seeds 10;" in capsys.readouterr().out
 
 
 def test_all_seeds_diverged_keeps_the_last_good_checkpoint(script, quick, monkeypatch):
@@ -661,6 +672,8 @@ def test_bad_checkpoints_are_refused(script, quick, capsys):
     first = next(iter(saved["state"]))
     torch.save(saved | {"state": saved["state"] | {first: torch.zeros(1, 2, 3)}}, path)
     assert first in refusal(capsys, lambda: script.train(script.Args(**resume)))
+    torch.save(saved | {"state": {name: x for name, x in saved["state"].items() if name != first}}, path)
+    assert f"{first} is None" in refusal(capsys, lambda: script.train(script.Args(**resume)))
     torch.save(saved | {"kind": "another checkpoint"}, path)  # of another script with the same --exp-name
     assert "another" in refusal(capsys, lambda: script.train(script.Args(**resume)))
     assert "another" in refusal(capsys, lambda: script.train(script.Args(**quick | {"resume": "auto"})))
@@ -698,7 +711,7 @@ def test_the_command_line(script, quick):
         assert "Traceback" not in refused.stderr
 
 
-def test_a_copy_of_one_file_runs_elsewhere(script, quick, tmp_path):
+def test_a_copy_of_one_file_runs_elsewhere(script, quick, tmp_path, monkeypatch):
     copy = tmp_path / "elsewhere" / "mine.py"
     copy.parent.mkdir()
     copy.write_text(Path(script.__file__).read_text())
@@ -710,6 +723,15 @@ def test_a_copy_of_one_file_runs_elsewhere(script, quick, tmp_path):
     assert "__mine__" in folder.name
     assert json.loads((folder / "config.json").read_text())["git_commit"] is None
     assert ROOT not in folder.parents
+    # In a repository of its own, and edited since: that is the commit, wherever the command is given
+    line = "git init -q && git add . && git -c user.name=x -c user.email=x@y commit -qm x && echo '# edited' >> mine.py"
+    subprocess.run(line, shell=True, cwd=copy.parent, check=True)
+    head = subprocess.run("git rev-parse HEAD", shell=True, cwd=copy.parent, capture_output=True, text=True).stdout
+    monkeypatch.setattr(script, "__file__", str(copy))
+    args = script.Args(**quick | {"seed": 2})
+    folders = script.claim_folders(args)
+    script.RunLog(args, torch.device("cpu"), folders, None).close()
+    assert json.loads((folders[0] / "config.json").read_text())["git_commit"] == f"{head.strip()}-dirty"
 
 
 @pytest.mark.parametrize(

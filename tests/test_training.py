@@ -235,13 +235,15 @@ def test_curves_are_means_since_the_last_report(script, quick, monkeypatch):
 def test_an_evaluation_is_of_first_episodes(script, monkeypatch):
     """Environments go on while others are in their first episode; what they earn then does not count."""
     monkeypatch.setattr(script, "make_envs", counting_envs)
-    monkeypatch.setattr(script.Agent, "deterministic_action", lambda self, obs: torch.full((*obs.shape[:2], 1), 0.5))
+    monkeypatch.setattr(Counting, "action_space", gymnasium.spaces.Box(-2, 2, (2,), np.float64))
+    action = torch.tensor([0.5, 1.5])
+    monkeypatch.setattr(script.Agent, "deterministic_action", lambda self, obs: action.expand(*obs.shape[:2], 2))
     args = script.Args(num_seeds=2, env_id="Counting")
     found = script.evaluate(script.Agent(Counting.observation_space, Counting.action_space, args), args, 3, 0)
     lengths = np.array([[3, 4, 5], [2, 3, 4]])  # 2 + (environment + 1) % 4
     assert (found["length"] == lengths).all()
     assert (found["return"] == lengths * (lengths + 1) / 2).all()
-    assert (found["squared_action"] == 0.25).all()
+    assert (found["squared_action"] == (0.25 + 2.25) / 2).all()
     assert (found["x_velocity"] == (lengths + 1) / 2).all()  # 1, 2, 3, ... over the episode, and nothing after it
 
 
@@ -279,7 +281,7 @@ class Paying(gymnasium.Env):
         return np.zeros(1), float(self.pay * self.episode), False, self.t == 2, {}
 
 
-def test_the_returns_that_a_run_reports(script, quick, monkeypatch):
+def test_the_returns_that_a_run_reports(script, quick, monkeypatch, capsys):
     def paying_envs(args, env_seeds, render_mode=None):
         pays = np.repeat([1, 2], len(env_seeds) // 2)
         return gymnasium.vector.SyncVectorEnv([lambda pay=pay: Paying(pay) for pay in pays])
@@ -294,6 +296,7 @@ def test_the_returns_that_a_run_reports(script, quick, monkeypatch):
         events = EventAccumulator(str(folder)).Reload()
         assert events.Scalars("charts/episodic_length")[-1].value == 2
         assert [event.value for event in events.Scalars("eval/episodic_return")] == [2 * pay] * 2
+    assert "evaluation return 3 (by seed: 2 4)" in capsys.readouterr().out
 
 
 def test_each_pool_has_its_own_seeds_and_size(script, quick, monkeypatch):
@@ -364,6 +367,9 @@ def test_a_resumed_log_has_each_point_once_and_remembers_its_episodes(script, qu
     for tag, value in (("episodic_return", 5.0), ("episodic_length", 7.0)):
         assert [(event.step, event.value) for event in events.Scalars(f"charts/{tag}")] == [(640, value)]
     assert [row["global_step"] for row in read_metrics(folders[0])] == ["320", "640"]
+    script.RunLog(args, device, folders, saved | {"global_step": 640}).close()  # each resumption is remembered
+    resumed = json.loads((folders[0] / "config.json").read_text())["resumed"]
+    assert [each["at_step"] for each in resumed] == [320, 640]
 
 
 def test_evaluating_an_agent_takes_the_task_that_it_was_trained_on(script, quick):
@@ -371,6 +377,10 @@ def test_evaluating_an_agent_takes_the_task_that_it_was_trained_on(script, quick
     script.evaluate_saved(script.Args(evaluate=str(folder), final_eval_episodes=4))
     with open(folder / "evaluation.csv", newline="") as file:
         assert [float(row["length"]) for row in csv.DictReader(file)] == [3] * 4
+    for env_kwargs, length in (({"max_episode_steps": "2"}, 2), ({"reset_noise_scale": "0"}, 3)):  # what is asked for
+        script.evaluate_saved(script.Args(evaluate=str(folder), final_eval_episodes=4, env_kwargs=env_kwargs))
+        with open(folder / "evaluation.csv", newline="") as file:
+            assert [float(row["length"]) for row in csv.DictReader(file)] == [length] * 4
 
 
 def test_evaluating_an_agent_takes_the_changed_task_and_writes_each_episode(script, quick):
