@@ -9,11 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
+import envpool
 import gymnasium
 import numpy as np
 import pytest
+import stable_baselines3
 import torch
 from conftest import ROOT, load_script
 from test_off_policy import parts
@@ -446,6 +449,31 @@ def test_a_run_counts_its_mean_rate_by_hand(algo, start, monkeypatch):
     for name, value in (asked | {"--torch-threads": "1"}).items():
         assert seen[seen.index(name) + 1] == value
     assert "--compile" in seen
+    assert seen[seen.index("--learning-starts") + 1] == str(start) if start else "--learning-starts" not in seen
+
+
+def test_the_simulator_alone_is_timed_with_a_thread_per_core(monkeypatch):
+    speed = load_script(ROOT / "benchmarks" / "speed.py")
+    now, made = [0.0], {}
+
+    class Envs:
+        single_action_space = gymnasium.spaces.Box(-1, 1, (2,))
+
+        def __init__(self, *_, **how):
+            made.update(how)
+
+        def reset(self):
+            now[0] += 100.0
+
+        def step(self, actions):
+            now[0] += len(actions) / 500
+
+    monkeypatch.setattr(envpool, "make", Envs)
+    monkeypatch.setattr(os, "cpu_count", lambda: 48)
+    monkeypatch.setattr(speed, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    for envs, threads in ((64, 48), (16, 16)):
+        assert speed.envpool_raw("X-v4", envs) == pytest.approx(500)
+        assert (made["num_envs"], made["num_threads"]) == (envs, threads)
 
 
 def test_ratios_of_measured_speeds_by_hand():
@@ -458,6 +486,11 @@ def test_ratios_of_measured_speeds_by_hand():
     assert found["of_envpool"] == {"1 seed": 0.5, "8 seeds": 0.8}
     assert found["versions"]["torch"] == torch.__version__
     assert "CleanRL" not in found["versions"]
+    rates = {f"sac, {speed.seeds_text(n)}": [10.0 + n] for n in (1, 4, 8)} | {speed.MATRIX: [1e12]}
+    rates |= {f"EnvPool alone, {16 * n} environments": [100.0] for n in (1, 4, 8)}
+    found = speed.summary("sac", speed.Args(), rates)
+    one = speed.update_flop("sac", obs=17, actions=6) / 1e12  # of Walker2d-v4
+    assert found["of_matrix_product"] == pytest.approx({"1 seed": 11 * one, "4 seeds": 14 * one, "8 seeds": 18 * one})
 
 
 def test_a_fingerprint_outlives_a_comment_but_not_a_default(tmp_path):
@@ -532,6 +565,23 @@ def test_a_peer_with_our_sizes_has_them():
     }  # fmt: skip
 
 
+def test_an_off_policy_peer_is_timed_while_it_learns(monkeypatch):
+    speed, now, learned = load_script(ROOT / "benchmarks" / "speed.py"), [0.0], []
+
+    class Model:
+        def __init__(self, *_, **how):
+            assert how["learning_starts"] == 500
+
+        def learn(self, steps, reset_num_timesteps=True):
+            learned.append((steps, reset_num_timesteps))
+            now[0] += steps / (50 if len(learned) > 1 else 9)
+
+    monkeypatch.setattr(stable_baselines3, "SAC", Model)
+    monkeypatch.setattr(speed, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    assert speed.sb3("sac", "X-v4") == pytest.approx(50)
+    assert learned == [(1000, True), (2000, False)]
+
+
 def test_what_is_measured_ends_with_the_measurement(tmp_path):
     """A time limit ends speed.py alone."""
     words = ["sh", "-c", f"echo $$ > {tmp_path}/pid.tmp; mv {tmp_path}/pid.tmp {tmp_path}/pid; exec sleep 100"]
@@ -559,20 +609,27 @@ def test_what_cannot_be_measured_leaves_the_other_algorithms(tmp_path, monkeypat
             return subprocess.CompletedProcess(words, 1, "")
         return subprocess.CompletedProcess(words, 0, "100.0")
 
-    measured = []
-    monkeypatch.setattr(speed.subprocess, "run", lambda words, **how: worker(words) if "--worker" in words else done)
-    done = subprocess.CompletedProcess([], 1, "")  # of parts.py
+    def run(words, **_):
+        if "--worker" in words:
+            return worker(words)
+        seeds.append(words[words.index("--num-seeds") + 1])  # of parts.py
+        return subprocess.CompletedProcess([], 1, "")
+
+    measured, seeds = [], []
+    monkeypatch.setattr(speed.subprocess, "run", run)
     monkeypatch.setattr(speed, "keep", lambda result, args: measured.append(result["algo"]))
     monkeypatch.setattr(speed, "versions", lambda args: {})
     with pytest.raises(SystemExit, match="not measured: a2c, trpo: sb3-contrib, its defaults, parts of trpo"):
         speed.main(speed.Args(algos=("a2c", "trpo"), repeats=1, output=tmp_path))
     assert measured == ["trpo"]
+    assert seeds == ["1", "5", "8"]
 
 
 def test_a_gpu_whose_time_is_up_leaves_what_was_measured(tmp_path, monkeypatch):
     speed = load_script(ROOT / "benchmarks" / "speed.py")
 
     def worker(words, **_):
+        assert "--device cuda" in " ".join(words)
         if words[words.index("--worker") + 1].endswith("compiled"):
             raise KeyboardInterrupt
         return subprocess.CompletedProcess(words, 0, "100.0")
@@ -604,6 +661,33 @@ def test_parts_of_training_are_timed():
     assert {name: part["calls"] for name, part in found.items()} == calls | {"training": 2 * total}
     assert all(0 < part["share"] <= 1 for part in found.values())
     assert sum(found[name]["share"] for name in calls) <= 1
+
+
+def test_parts_of_training_off_policy_are_counted_from_the_first_update_on(monkeypatch):
+    clock, script, now = load_script(ROOT / "benchmarks" / "parts.py"), types.SimpleNamespace(), [0.0]
+
+    def take(seconds):
+        now[0] += seconds
+
+    def learn():
+        take(3.0)
+
+    def train(args):
+        step, update = script.make_envs(args).step, script.capture(learn)
+        for t in range(4):
+            step(1.0)
+            if t >= 2:
+                update()
+
+    script.Args = lambda **values: types.SimpleNamespace(num_envs=16, **values)
+    script.capture, script.train = lambda function: function, train
+    script.make_envs = lambda args: types.SimpleNamespace(step=take)
+    monkeypatch.setattr(clock, "load", lambda algo: script)
+    monkeypatch.setattr(clock, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    found = clock.measure(clock.Args(algo="sac", num_seeds=2))  # 3 seconds, 1 and 3
+    shares = {"learn": 6 / 7, "simulator": 1 / 7, "training": 1.0}
+    assert {name: part["share"] for name, part in found.items()} == pytest.approx(shares)
+    assert found["training"]["calls"] == 16 * 2
 
 
 def write_result(folder, finals, steps=1000, noise_cost=0.0, first_seed=1, **args):

@@ -225,12 +225,16 @@ def test_seeds_of_different_lengths_are_shown(tmp_path):
     assert line == "| reinforce | CartPole-v1 | 210 | 485 | 490 480 |  | 210 steps (475) |"
 
 
-def test_a_section_without_its_end_is_refused():
+def test_a_section_that_has_lost_its_marks_is_refused(tmp_path):
     page = "before\n<!-- x: benchmarks/report.py writes what is between -->\nold\n<!-- end of x -->\nafter"
     new = "before\n<!-- x: benchmarks/report.py writes what is between -->\n\nnew\n\n<!-- end of x -->\nafter"
     assert report.fill(page, {"x": "new", "of another page": "y"}) == new
     with pytest.raises(ValueError, match="the section x has no mark of its end"):
         report.fill(page.replace("<!-- end of x", "<!-- end of X"), {"x": "new"})
+    page = tmp_path / "page.md"
+    page.write_text("<!-- results: benchmarks/report.py writes what is between -->\n<!-- end of results -->")
+    with pytest.raises(ValueError, match="neither page has a section for cells"):
+        report.contents(report.Args(readme=page, details=page, results=tmp_path), {})
 
 
 def test_shorter_runs_tell_when_every_seed_has_solved_the_task_and_what_is_published(tmp_path, monkeypatch):
@@ -359,6 +363,17 @@ def test_stale_results_are_named(tmp_path, monkeypatch):
     assert report.stale(tmp_path) == ["stale: a2c on Ant-v4: a2c.py fails"]
 
 
+def test_a_fingerprint_is_that_of_the_text_that_trained(tmp_path, monkeypatch):
+    run = load_script(ROOT / "benchmarks" / "run.py")
+    args = run.Args(run_dir=tmp_path / "runs", results=tmp_path / "results")
+    job = run.Job("a2c", "Hopper-v4", args, [], fingerprint={"norm": 1.0})
+    folder = write_run(tmp_path / "runs", 11, 1.0, script="edited since", run_dir="", resume="auto", evaluate=None)
+    monkeypatch.setattr(run.Job, "folders", lambda self: [folder])
+    for job.sha256, known in (("as it was", False), ("edited since", True)):
+        job.gather({})
+        assert ("fingerprint" in json.loads((job.result / "run.json").read_text())) == known
+
+
 def test_a_check_tells_what_is_stale(tmp_path, monkeypatch, capsys):
     write_result(tmp_path / "a2c" / "Ant-v4", [1.0, 2.0])
     monkeypatch.setattr(report, "contents", lambda args, results: ({}, []))
@@ -450,6 +465,9 @@ def test_a_better_change_is_called_better(tmp_path):
     assert "B is better than A." in text
     assert "warning" not in text
     assert "B is worse than A." in compare(tmp_path / "B", tmp_path / "A")
+    for path in (tmp_path / "A").glob("*/metrics.csv"):  # the last evaluation counts, not the best
+        path.write_text(path.read_text().replace("5.0,,10", "5.0,9e9,10"))
+    assert compare(tmp_path / "A", tmp_path / "B") == text
 
 
 def test_verdicts_over_tasks_are_corrected(tmp_path):
@@ -496,7 +514,10 @@ def test_a_comparison_says_what_weakens_it(tmp_path):
     write_run(tmp_path / "B" / "again", 7, 101.0, steps=2000)
     text = compare(tmp_path / "A", tmp_path / "B")
     assert "unfinished (see" not in text
-    assert "No difference is shown" in text
+    a, b = np.array([101.0, 102.0, 103.0]), np.array([103.0, 102.0, 101.0, 101.0])
+    _, low, high, _ = stats.welch(a, b)
+    assert f"No difference is shown: B may be worse by up to {-low:.1f}, better by up to {high:.1f}, or equal" in text
+    assert f"  A  mean 102.0 ± {stats.student_interval(a):.1f}   by seed 1: 101.0, 2: 102.0, 3: 103.0\n" in text
     write_run(tmp_path / "one", 1, 5.0)
     text = compare(tmp_path / "A", tmp_path / "one")
     assert "Nothing can be said" in text
@@ -639,6 +660,9 @@ def test_gathered_results_are_compared_over_their_tasks(tmp_path):
     text = compare(tmp_path / "a2c", tmp_path / "sac")
     assert text.count("(Welch)") == 2
     assert "Over 2 tasks" in text
+    for path in tmp_path.glob("a2c/*/metrics.csv"):  # the last evaluation counts, not the best
+        path.write_text(re.sub(r"(,500,1\.0,[^,]+),,", r"\1,9e9,", path.read_text()))
+    assert compare(tmp_path / "a2c", tmp_path / "sac") == text
     for path in (tmp_path / "sac").glob("*/run.json"):
         meta = json.loads(path.read_text())
         resumed = [{"at_step": 500, "before": {"versions": {"torch": "2.11.0"}, "script_sha256": "old"}}]
