@@ -9,16 +9,19 @@ What can go wrong on CUDA without a word, or only there, goes wrong here at once
 - In a recording, to read a value on the host, or to make a tensor whose shape depends on values, is an error.
 - A copy to pinned memory arrives when the host waits for the device, and not before; until then there is NaN.
 - A copy from pinned memory needs it unchanged until the host waits; that it was is checked then.
+- To use a stream that has not waited for what another one has done is an error.
 
 Random numbers are those of the CPU's generator, so that a run must end with the numbers of a run on the CPU. What this
-cannot show: CUDA's kernels and their rounding, a second stream, memory that a graph uses and the script has freed,
-torch.compile, NCCL, speed.
+cannot show: CUDA's kernels and their rounding, memory that a graph uses and the script has freed, torch.compile, NCCL,
+speed.
 """
 
 import contextlib
 import sys
 import types
+import weakref
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -77,6 +80,8 @@ class Emulation(TorchDispatchMode):
 
     def __enter__(self):
         Emulation.current, self.lifting = self, torch._C._only_lift_cpu_tensors()
+        self.streams, self.stream = [], None
+        self.stream = Stream()
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(x, device=...) is a copy from the host, as on CUDA
         return super().__enter__()
 
@@ -97,11 +102,23 @@ class Emulation(TorchDispatchMode):
         for memory, content in self.to_arrive:
             memory.copy_(content)
         self.to_arrive, self.to_stay = [], []
+        for other in self.streams:
+            other.behind.discard(self.stream)
+
+    def use_stream(self):
+        """The current stream does something, which the others have not waited for yet."""
+        if self.stream.behind:
+            raise RuntimeError("a stream has not waited for another one's work")
+        for other in self.streams:
+            if other is not self.stream:
+                other.behind.add(self.stream)
 
     def launch(self, operation, reads=(), writes=()):
         """Execute an operation now; in a recording, only to learn of its memory."""
         if self.graph:
             self.graph.keep(reads, writes)
+        else:
+            self.use_stream()
         result = operation()
         if self.graph:
             self.graph.record(operation, result)
@@ -197,8 +214,11 @@ class Emulation(TorchDispatchMode):
 class Graph:
     """torch.cuda.CUDAGraph."""
 
+    alive: ClassVar = weakref.WeakSet()
+
     def __init__(self):
         self.operations, self.outside, self.before, self.inside = [], set(), {}, {}
+        Graph.alive.add(self)
 
     def keep(self, reads, writes):
         """What was there before the recording stays as it was."""
@@ -233,6 +253,7 @@ class Graph:
             memory.fill_(torch.nan if memory.is_floating_point() else 1)
 
     def replay(self):
+        Emulation.current.use_stream()
         for operation, results in self.operations:
             new_results = [x for x in tree_leaves(operation()) if isinstance(x, torch.Tensor)]
             for memory, new in zip(results, new_results, strict=True):
@@ -241,16 +262,27 @@ class Graph:
 
 
 class Stream:
-    """torch.cuda.Stream, of which there is one."""
+    """torch.cuda.Stream; `behind` are those that have done something for which it has not waited."""
 
     def __init__(self, device=None):
-        pass
+        self.behind = {Emulation.current.stream} - {None}
+        Emulation.current.streams.append(self)
 
     def wait_stream(self, stream):
-        pass
+        self.behind.discard(stream)
 
     def synchronize(self):
         Emulation.current.wait("synchronize")
+
+
+@contextlib.contextmanager
+def on_stream(stream):
+    device = Emulation.current
+    before, device.stream = device.stream, stream
+    try:
+        yield
+    finally:
+        device.stream = before
 
 
 def check_capturable(optimizer, *_):
@@ -270,8 +302,9 @@ cuda.device_count, cuda.current_device = lambda: 2, lambda: 0  # one for each ra
 cuda.get_device_name = lambda device=None: "emulated"
 cuda.get_rng_state = lambda device=None: torch.get_rng_state()
 cuda.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
-cuda.Stream, cuda.current_stream, cuda.CUDAGraph = Stream, Stream, Graph
-cuda.stream = lambda stream: contextlib.nullcontext()
+cuda.Stream, cuda.CUDAGraph = Stream, Graph
+cuda.current_stream = lambda device=None: Emulation.current.stream
+cuda.stream = on_stream
 cuda.graph = lambda graph, stream=None: graph.recording()
 cuda.synchronize = lambda device=None: Emulation.current.wait("synchronize")
 _setup_privateuseone_for_python_backend("emulated", cuda)

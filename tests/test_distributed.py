@@ -64,6 +64,7 @@ def updates(ppo, rank, kwargs):
 
 def update_task(ppo, rank, folder, kwargs):
     dist.init_process_group("gloo")
+    assert ppo.highest(rank, 15) == [1, 15]  # of a signal that torchrun has sent to all
     torch.save([updates(ppo, rank, each) for each in kwargs], folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 
@@ -90,10 +91,11 @@ def train_task(ppo, rank, folder, kwargs):
     are NaN, and its clock never asks for a checkpoint."""
     (number, n), poison = kwargs.pop("signal", (0, 0)), kwargs.pop("poison", False) and rank == 1
     kwargs |= {"checkpoint_seconds": 1e9} if poison else {}
-    left = {"agents": [], "env_seeds": [], "noise": [], "gloo": []}
+    left = {"agents": [], "env_seeds": [], "noise": [], "gloo": [], "strides": []}
     if rank == 1:  # it may be on another machine, without the files of the first
         ppo.find_checkpoint = None
-    diverged, make_envs, highest = ppo.diverged, ppo.make_envs, ppo.highest
+    diverged, make_envs, highest, due = ppo.diverged, ppo.make_envs, ppo.highest, ppo.due
+    destroy_process_group, graphs = dist.destroy_process_group, getattr(sys.modules.get("emulator"), "Graph", None)
     iterations = []
 
     def see_agent(agent):
@@ -120,7 +122,16 @@ def train_task(ppo, rank, folder, kwargs):
             os.kill(os.getpid(), number)
         return highest(*numbers)
 
-    ppo.diverged, ppo.make_envs, ppo.highest = see_agent, see_seeds, see_iteration
+    def see_report(step, stride, *rest):
+        left["strides"].append(stride)
+        return due(step, stride, *rest)
+
+    def see_end():
+        left["graphs"] = len(graphs.alive) if graphs else 0
+        destroy_process_group()
+
+    ppo.diverged, ppo.make_envs, ppo.highest, ppo.due = see_agent, see_seeds, see_iteration, see_report
+    dist.destroy_process_group = see_end
     manual_seed = torch.manual_seed
     torch.manual_seed = lambda number: left["noise"].append(number) or manual_seed(number)
     try:
@@ -159,7 +170,7 @@ def test_two_ranks_give_the_update_of_one_process_with_their_data(ppo, tmp_path)
 
 
 def test_ranks_are_equal_after_training_and_the_first_one_writes(ppo, quick, tmp_path):
-    status, output = torchrun(tmp_path, "train_task", quick | {"num_seeds": 2, "total_timesteps": 5 * STEPS + 1})
+    status, output = torchrun(tmp_path, "train_task", quick | {"num_seeds": 2, "total_timesteps": 6 * STEPS - 1})
     assert status == 0, output
     first, second = read_ranks(tmp_path)
     for name, tensor in first["agent"].items():
@@ -177,6 +188,7 @@ def test_ranks_are_equal_after_training_and_the_first_one_writes(ppo, quick, tmp
     assert not {*first["env_seeds"][0]} & {*second["env_seeds"][0]}
     assert first["noise"] != second["noise"]
     assert len(second["env_seeds"]) == 1  # the first rank alone evaluates
+    assert {*first["strides"]} == {STEPS}  # evaluations and rows are due by the steps of both
     assert first["gloo"]  # while it trains
     assert_no_thread_of_gloo_is_left(tmp_path)
 
@@ -193,6 +205,7 @@ def test_recorded_graphs_hold_the_reductions(ppo, quick, tmp_path):
         assert status == 0, output
         agents += [left["agent"] for left in read_ranks(folder)]
         assert [left["devices"] for left in read_ranks(folder)] == ([[], []] if device == "cpu" else [[0], [1]])
+        assert [left["graphs"] for left in read_ranks(folder)] == [0, 0]  # at its end: NCCL would wait
     for name, tensor in agents[0].items():
         assert all(torch.equal(tensor, other[name]) for other in agents[1:]), name
 

@@ -50,11 +50,20 @@ def test_graphs_equal_the_cpu_after_resume(script, quick):
 
 
 @pytest.mark.parametrize("script", ["ppo_continuous", "ddpg"], indirect=True)
-def test_no_graphs_equal_the_cpu(script, quick):
+def test_no_graphs_equal_the_cpu(script, quick, monkeypatch):
+    monkeypatch.setattr(torch.emulated, "CUDAGraph", None)  # none is recorded
     check_emulated_equals_cpu(script, quick | {"cuda_graphs": False})
 
 
+def test_auto_takes_the_device(script):
+    with Emulation():
+        module = load_emulated(script.__file__)
+        assert module.select_device(module.Args(device="auto")).type == "emulated"
+
+
 WAIT = "torch.cuda.current_stream(device).synchronize()"
+STREAMS = "    stream.wait_stream(torch.cuda.current_stream(device))\n"
+STREAMS = STREAMS, "    torch.cuda.current_stream(device).wait_stream(stream)\n"
 NEW_LOSSES = "losses = {name: torch.zeros_like(total) for name, total in losses.items()}"
 FAULTS = [  # what the code says, what it says then, what comes of it
     ("ppo_continuous", WAIT, "pass", "has written to pinned memory"),
@@ -66,6 +75,8 @@ FAULTS = [  # what the code says, what it says then, what comes of it
     ("a2c", "capturable=on_cuda", "capturable=False", "capturable=False while capturing"),
     ("a2c", "carry = torch.zeros(S, N, device=device)", "carry = torch.zeros(S, N)", "of the device and of the host"),
     ("sac", "torch._foreach_zero_(list(losses.values()))", NEW_LOSSES, "not close"),
+    ("sac", STREAMS[0], "", "a stream has not waited for another"),
+    ("sac", STREAMS[1], "", "a stream has not waited for another"),
     ("reinforce", WAIT + "  #", "pass  #", "has written to pinned memory"),
     ("reinforce", "    restore(state, saved)\n    torch", "    torch", "not close"),
 ]

@@ -711,6 +711,14 @@ def test_the_command_line(script, quick):
         assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there it would be read in any case")
+def test_what_a_gpu_has_written_is_read_without_one(script, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        script.save(tmp_path / "agent.pt", "agent", agent={"x": torch.ones(2)})
+    assert script.load(tmp_path, "agent")[1]["agent"]["x"].tolist() == [1, 1]
+
+
 def test_a_copy_of_one_file_runs_elsewhere(script, quick, tmp_path, monkeypatch):
     copy = tmp_path / "elsewhere" / "mine.py"
     copy.parent.mkdir()
