@@ -108,6 +108,13 @@ def test_samples_come_from_the_stored_rows_of_the_own_seed_evenly(off_policy):
         assert torch.allclose(counts / 20_000, expected, atol=0.01)
 
 
+def test_seeds_draw_rows_of_their_own(off_policy):
+    replay = off_policy.Replay(2, 50, 1, 1, torch.device("cpu"))
+    for i in range(10):
+        replay.add(torch.full((2, 1, 5), float(i)), torch.ones(2, 1, dtype=torch.bool))
+    assert abs(torch.corrcoef(replay.sample(5000)[0].squeeze(-1))[0, 1]) < 0.1
+
+
 def test_a_full_replay_is_drawn_from_evenly(off_policy):
     replay = off_policy.Replay(1, 7, 1, 1, torch.device("cpu"))
     for i in range(10):
@@ -484,11 +491,14 @@ def test_alpha_does_not_depend_on_the_unit_of_the_actions(sac, scale):
     assert in_units.item() == pytest.approx(-0.25, abs=0.1)  # whatever the scale
 
 
-def test_a_fixed_alpha_stays(sac, small, monkeypatch):
+def test_a_fixed_alpha_stays_and_another_is_learned(sac, small, monkeypatch):
     monkeypatch.setattr(sac, "make_envs", counting_envs)
     (folder,) = sac.train(sac.Args(total_timesteps=120, alpha=0.2, **small))
     state = torch.load(folder / "checkpoint.pt", weights_only=True)["state"]
     assert state["log_alpha"].exp().item() == pytest.approx(0.2)
+    (folder,) = sac.train(sac.Args(total_timesteps=120, **small | {"seed": 2}))
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)["state"]
+    assert abs(state["log_alpha"].item()) > 1e-3
 
 
 def test_resuming_with_and_without_the_replay(off_policy, small, monkeypatch, capsys):

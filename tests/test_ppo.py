@@ -155,8 +155,8 @@ def test_kl_penalty_by_hand(ppo):
         torch.tensor([4.0]),
     )  # fmt: skip
     assert loss.item() == pytest.approx(-(2 + 3) / 2 + 4 * 0.2)
-    kl_coef = ppo.adapt_kl_coef(torch.tensor([1.0, 1.0, 1.0]), torch.tensor([0.016, 0.01, 0.006]), 0.01)
-    assert kl_coef.tolist() == [2.0, 1.0, 0.5]
+    kl_coef = ppo.adapt_kl_coef(torch.ones(5), torch.tensor([0.016, 0.014, 0.01, 0.007, 0.006]), 0.01)
+    assert kl_coef.tolist() == [2.0, 1.0, 1.0, 1.0, 0.5]
     for kl, bound in ((1.0, 1e4), (0.0, 1e-4)):  # neither end is one of no return
         kl_coef = torch.tensor([1.0])
         for _ in range(200):
@@ -445,6 +445,9 @@ def test_a_learned_standard_deviation_is_left_to_the_gradient(ppo, quick):
     args = ppo.Args(**quick, anneal_log_std=False, learning_rate=0.0, log_std_init=0.5, log_std_min=-1.5)
     (folder,) = ppo.train(args)
     assert torch.load(folder / "agent.pt", weights_only=True)["agent"]["log_std"].unique().tolist() == [0.5]
+    args = ppo.Args(**quick | {"seed": 2}, anneal_log_std=False, log_std_init=0.5, log_std_min=-1.5)
+    (folder,) = ppo.train(args)
+    assert torch.load(folder / "agent.pt", weights_only=True)["agent"]["log_std"].unique().tolist() != [0.5]
 
 
 def test_an_entropy_bonus_wants_a_learned_standard_deviation(ppo, capsys):

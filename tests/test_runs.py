@@ -635,6 +635,8 @@ def test_a_weight_above_1_is_refused(script, capsys, name):
 def test_numbered_actions_are_counted_from_the_tasks_first(script):
     agent = script.Agent(gymnasium.spaces.Box(-1, 1, (2,)), gymnasium.spaces.Discrete(3, start=5), script.Args())
     assert agent.to_task(torch.tensor([[[0.0], [2.0]]])).flatten().tolist() == [5, 7]
+    agent.actor[-1].bias.data[..., 1] = 9.0
+    assert agent.deterministic_action(torch.zeros(1, 4, 2)).flatten().tolist() == [6.0] * 4
 
 
 def test_discrete_actions_are_refused(ppo, quick, capsys):

@@ -123,6 +123,15 @@ def test_each_epoch_takes_every_row_once_in_an_order_of_its_own(script, quick, m
 
 
 @each_on_policy
+def test_networks_by_hand(script):
+    agent, obs = script.Agent(*WALKER, script.Args(num_seeds=2)), torch.randn(2, 4, 5)
+    for network, gain in ((agent.actor, 0.01), (agent.critic, 1.0)):
+        a, b, c = (layer.weight for layer in network if isinstance(layer, script.Linear))
+        torch.testing.assert_close(network(obs), ((obs @ a).tanh() @ b).tanh() @ c)
+        torch.testing.assert_close(torch.linalg.matrix_norm(c, 2), torch.full((2,), gain), rtol=1e-4, atol=0)
+
+
+@each_on_policy
 def test_targets_by_a_slow_loop(script):
     """Normalised observations; rewards over their scale; V after a truncation and none after a termination; the trace
     ends with the episode; returns are those before advantages are normalised."""
@@ -506,9 +515,13 @@ def test_random_actions_fill_a_range_that_is_not_symmetric(script):
     assert -1 <= actions.min() < -0.99
     assert 2.99 < actions.max() <= 3
     assert (actions.mean(1) - 1).abs().max() < 0.1
+    assert not torch.equal(actions[0], actions[1])
     middle = agent.deterministic_action(torch.zeros(2, 4, 5))  # of a network without biases yet
     torch.testing.assert_close(middle, torch.ones(2, 4, 2))
     if script.__name__ == "ddpg":
         agent.exploration_noise = 2.0
         explored = agent.exploration_action(torch.zeros(2, 5000, 5))
         assert (explored.min().item(), explored.max().item()) == (-1, 3)
+    agent.actor[-1].bias.data[..., :2] = 0.8  # of the mean
+    squashed = agent.deterministic_action(torch.zeros(2, 4, 5))
+    torch.testing.assert_close(squashed, torch.full((2, 4, 2), 1 + 2 * np.tanh(0.8)))

@@ -1,6 +1,7 @@
 """TRPO's linear algebra against explicit matrices, and its line search."""
 
 import gymnasium
+import numpy as np
 import pytest
 import torch
 from test_ppo import WALKER, random_rollout
@@ -163,6 +164,48 @@ def test_the_line_search_takes_the_longest_good_candidate(trpo):
     downhill = -trpo.flatten(gradient)
     downhill = 1e-2 * downhill / downhill.norm(dim=1, keepdim=True)
     assert trpo.line_search(agent, downhill, old_policy, batch, args)[1].tolist() == [0, 0]
+
+
+def test_the_limit_is_on_the_kl_from_the_old_policy_to_the_new(trpo):
+    """Where all actions are the mean, a narrower policy gains; its KL(old, new) is far above KL(new, old)."""
+    agent, batch, args = problem(trpo, target_kl=0.5, line_search_decay=0.9)
+    with torch.no_grad():
+        batch["actions"], batch["advantages"] = agent.policy(batch["obs"])[0], batch["valid"].float()
+    old_policy = tuple(part.detach().clone() for part in agent.policy(batch["obs"]))
+    step = torch.zeros_like(trpo.flatten(agent.policy_parameters()).detach())
+    step[:, -2:] = -1.0  # of both dimensions' log_std
+    normal, kl = torch.distributions.Normal, torch.distributions.kl_divergence
+    fits = [2 * kl(normal(0.0, 1.0), normal(0.0, np.exp(-(0.9**j)))) <= 0.5 for j in range(args.line_search_steps)]
+    lengths = trpo.line_search(agent, step, old_policy, batch, args)[1]
+    assert lengths.tolist() == pytest.approx([0.9 ** fits.index(True)] * 2)
+
+
+def test_the_kl_of_an_update_is_told_as_it_is(trpo):
+    agent, batch, args = problem(trpo, target_kl=0.5)
+    old = [part.detach().clone() for part in agent.policy(batch["obs"])]
+    told, new = trpo.update_policy(agent, batch, args)["approx_kl"], agent.policy(batch["obs"])
+    normals = [torch.distributions.Normal(mean, log_std.exp()) for mean, log_std in (old, new)]
+    kl = torch.distributions.kl_divergence(*normals).sum(-1)
+    assert told.tolist() == pytest.approx([kl[k][batch["valid"][k]].mean().item() for k in range(2)], rel=1e-3)
+
+
+def test_the_critics_gradient_is_that_of_its_minibatch_alone(trpo):
+    agent, batch, _ = problem(trpo)
+    still, found = torch.optim.SGD(agent.critic.parameters(), 0.0), []
+    for _ in range(2):
+        trpo.update_critic(agent, still, batch)
+        found.append([parameter.grad.clone() for parameter in agent.critic.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+def test_values_move_after_the_policy(trpo, quick, monkeypatch):
+    """So that explained_variance is that of the V which the advantages were taken from."""
+    seen = []
+    for name in ("update_policy", "update_critic"):
+        own = getattr(trpo, name)
+        monkeypatch.setattr(trpo, name, lambda *parts, name=name, own=own: seen.append(name) or own(*parts))
+    trpo.train(trpo.Args(**quick | {"total_timesteps": 64, "num_evaluations": 0}))
+    assert seen == ["update_policy"] + ["update_critic"] * 8
 
 
 @pytest.mark.parametrize("space", SPACES)
