@@ -508,6 +508,8 @@ def test_resuming_with_and_without_the_replay(off_policy, small, monkeypatch, ca
         (folder,) = off_policy.train(off_policy.Args(total_timesteps=120, **args))
         before = torch.load(folder / "checkpoint.pt", weights_only=True)["state"]
         assert ("replay.rows" in before) == save_replay
+        networks = {"sac": {"critics", "targets"}, "ddpg": {"critic", "critic_target", "agent_target"}}
+        assert networks[off_policy.__name__] <= {name.partition(".")[0] for name in before}
         capsys.readouterr()
         with monkeypatch.context() as patch:
             patch.setattr(off_policy.Agent, "random_action", None)  # a policy that is trained fills it itself
@@ -572,6 +574,9 @@ def test_a_replay_too_small_for_a_step_is_refused(off_policy, capsys):
         off_policy.Args(num_envs=20, buffer_size=10)
     assert stop.value.code == 2
     assert "20 environments" in capsys.readouterr().err
+    off_policy.Args(buffer_size=2**24)
+    with pytest.raises(SystemExit):  # rows that a float32 cannot name
+        off_policy.Args(buffer_size=2**24 + 1)
 
 
 def test_moments_of_a_dead_weight_decay_to_zero(off_policy):

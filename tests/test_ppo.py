@@ -392,9 +392,10 @@ def test_the_learning_rate_falls_linearly(script, quick, monkeypatch, changes):
     """Over as many gradient steps as epochs and minibatches make."""
     if not all(hasattr(script.Args, name) for name in changes):
         pytest.skip("an option that this script does not have")
-    seen, update = [], getattr(script, STEPS[script.__name__])
+    seen, epsilons, update = [], set(), getattr(script, STEPS[script.__name__])
 
     def watched(agent, optimizer, *rest):
+        epsilons.add(optimizer.param_groups[0]["eps"])
         seen.append(float(optimizer.param_groups[0]["lr"]))
         return update(agent, optimizer, *rest)
 
@@ -405,6 +406,7 @@ def test_the_learning_rate_falls_linearly(script, quick, monkeypatch, changes):
     steps = np.arange(0, args.total_timesteps, args.batch_size).repeat(repeats)
     remaining = 1 - steps / args.total_timesteps if args.anneal_lr else np.ones(len(steps))
     np.testing.assert_allclose(seen, args.learning_rate * remaining, rtol=1e-5)
+    assert script.__name__ not in ("ppo_continuous", "a2c") or epsilons == {1e-5}
 
 
 def test_the_standard_deviation_stays_above_its_floor(ppo):

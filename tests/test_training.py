@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import errno
 import json
 
 import gymnasium
@@ -362,7 +363,7 @@ def test_evaluations_take_no_time_of_a_run(script, quick, monkeypatch):
     assert float(read_metrics(folder)[-1]["wall_seconds"]) < 1e3
 
 
-def test_a_resumed_log_has_each_point_once_and_remembers_its_episodes(script, quick):
+def test_a_resumed_log_has_each_point_once_and_remembers_its_episodes(script, quick, monkeypatch):
     args, device = script.Args(**quick), torch.device("cpu")
     folders = script.claim_folders(args)
     saved = {"global_step": 320, "seconds": 1.0, "rows": [["320,1.000,5.000,,1.000"]], "episodes": [[[5.0, 7.0]]]}
@@ -379,6 +380,13 @@ def test_a_resumed_log_has_each_point_once_and_remembers_its_episodes(script, qu
     script.RunLog(args, device, folders, saved | {"global_step": 640}).close()  # each resumption is remembered
     resumed = json.loads((folders[0] / "config.json").read_text())["resumed"]
     assert [each["at_step"] for each in resumed] == [320, 640]
+    assert float(read_metrics(folders[0])[-1]["wall_seconds"]) == 2
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(script.os, "lockf", no_locks)  # as on some file systems
+    script.RunLog(args, device, script.claim_folders(args), None).close()
 
 
 def test_evaluating_an_agent_takes_the_task_that_it_was_trained_on(script, quick):
