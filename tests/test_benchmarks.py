@@ -370,7 +370,8 @@ def test_ray_runs_a_matrix_and_survives_the_loss_of_a_worker(tmp_path, request):
         assert time.time() < deadline
         assert process.poll() is None
         time.sleep(0.1)
-    (run,) = processes_of(tmp_path / "runs", "algos/ppo_continuous.py")
+    folder = tmp_path / "runs" / "ppo_continuous" / "InvertedPendulum-v4"
+    (run,) = processes_of(folder, "algos/ppo_continuous.py")
     with open(f"/proc/{run}/stat") as file:
         worker = int(file.read().rpartition(")")[2].split()[1])  # its parent
     with open(f"/proc/{worker}/comm") as file:
@@ -382,7 +383,7 @@ def test_ray_runs_a_matrix_and_survives_the_loss_of_a_worker(tmp_path, request):
     assert "there is no task 'NoSuchTask-v4'" in output
     assert not os.path.exists(f"/proc/{run}")
     # the second worker went on in the same folders
-    assert len(list((tmp_path / "runs" / "ppo_continuous" / "InvertedPendulum-v4").glob("*__*"))) == 2
+    assert len(list(folder.glob("*__*"))) == 2
     folder = tmp_path / "results" / "ppo_continuous" / "InvertedPendulum-v4"
     seeds = reading.read_result(folder)
     assert list(seeds) == [1, 2]
