@@ -5,6 +5,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,6 +80,22 @@ def test_a_matrix_runs_skips_what_is_complete_and_survives_a_failure(tmp_path):
     again = subprocess.run(other_threads, capture_output=True, text=True)
     assert "3 cells, 2 of them complete" in again.stdout
     assert (tmp_path / "results" / "ppo_continuous" / "Hopper-v4" / "metrics.csv").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("agent", sorted((ROOT / "benchmarks" / "agents").glob("*/*")), ids=lambda path: path.name)
+def test_committed_agents_act_as_they_did(agent, tmp_path):
+    """Their files stay readable, and ten episodes return what 100 did, which benchmarks/README.md repeats."""
+    before = np.loadtxt(agent / "evaluation.csv", delimiter=",", skiprows=1)[:, 0]
+    assert before.shape == (100,)
+    algo, task = agent.parts[-2:]
+    assert f"| {algo} | {task} | {before.mean():,.0f} |" in (ROOT / "benchmarks" / "README.md").read_text()
+    shutil.copy(agent / "agent.pt", tmp_path)
+    words = ["--evaluate", str(tmp_path), "--final-eval-episodes", "10", "--device", "cpu"]
+    done = subprocess.run([sys.executable, str(ROOT / "algos" / f"{algo}.py"), *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    again = np.loadtxt(tmp_path / "evaluation.csv", delimiter=",", skiprows=1)[:, 0]
+    assert again.shape == (10,)
+    assert again.mean() == pytest.approx(before.mean(), rel=0.15)  # rounding differs between processors
 
 
 @pytest.mark.parametrize("algo", ["a2c", "ppo_continuous"])
