@@ -344,7 +344,7 @@ def add_legend(figure: plt.Figure, axes: list[plt.Axes]) -> None:
     if spare := figure.axes[len(axes) :]:
         spare[0].set_visible(True)
         spare[0].axis("off")
-        legend = spare[0].legend(handles.values(), handles.keys(), loc="center", fontsize=8, frameon=False)
+        legend = spare[0].legend(handles.values(), handles.keys(), loc="right", fontsize=8, frameon=False)
         legend.set_in_layout(False)  # wider than a panel, it would push the columns apart
     else:
         figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=6, fontsize=9, frameon=False)
