@@ -38,8 +38,9 @@ Details that matter:
  8. The critic's learning rate is the larger one: the actor climbs the current Q, so Q should be accurate first. Yet it
     climbs Q's errors too, and the target repeats them: nothing bounds Q from above. On Walker2d-v4, whose episodes end
     early, losses/q_values rises to thousands within a million steps, and to hundreds with a slower critic
-    (--critic-learning-rate 3e-4), which returns 3.5 times as much there, 3 % less on HalfCheetah-v4 and 31 % less on
-    Hopper-v4, where returns rise and fall with either rate: two seeds, so none of these differences is significant.
+    (--critic-learning-rate 3e-4), which returns 2.4 times as much there, 3 % less on HalfCheetah-v4 and 31 % less on
+    Hopper-v4, where returns rise and fall with either rate: two seeds each (the default four on Walker2d-v4), so none
+    of these differences is significant.
 Deviations from the paper (the paper's in brackets): 3 (always bootstraps), 4 (one environment, one update a step),
 uncorrelated noise of 0.1 (Ornstein-Uhlenbeck of 0.2), random actions at first, the action enters the critic's first
 layer (second), 256 x 256 units (400, 300), an actor's learning rate of 3e-4 (1e-4), batches of 256 (64), tau 0.005
