@@ -268,6 +268,7 @@ def alive():
 
 def test_no_object_outlives_its_iteration(script, quick, monkeypatch):
     """What is alive in the middle of a run is alive at its end, and no more, whatever the allocators below do."""
+    # DDPG and SAC have an iteration every four steps, the others every 64
     longer = {"total_timesteps": 1280 if "buffer_size" in quick else 6400, "num_evaluations": 10}
     args = script.Args(**quick | longer | {"checkpoint_seconds": 0.0})
     save_run, iterations, seen = script.save_run, [], []
