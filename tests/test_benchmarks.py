@@ -280,6 +280,29 @@ def test_the_result_of_another_command_is_not_written_over(tmp_path, capsys):
     assert {path: path.read_bytes() for path in (tmp_path / "a2c" / "Hopper-v4").iterdir()} == before
 
 
+@pytest.mark.parametrize("script", ["trpo", "sac"], indirect=True)
+def test_the_discounted_return_of_an_agent(script, quick, tmp_path):
+    """InvertedPendulum pays 1 a step, so the length of an episode gives both returns."""
+    folders = [str(folder) for folder in script.train(script.Args(**quick, num_seeds=2))]
+    words = [sys.executable, str(ROOT / "benchmarks" / "discounted.py"), *folders, "--episodes", "1"]
+    for asked, gamma in (([], script.Args().gamma), (["--gamma", "0.9"], 0.9)):
+        done = subprocess.run([*words, *asked], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        rows = list(csv.DictReader(done.stdout.splitlines()))
+        assert [(row["seed"], row["global_step"], float(row["gamma"])) for row in rows] == [
+            (str(seed), "640", gamma) for seed in (1, 2)
+        ]
+        lengths = np.array([float(row["length"]) for row in rows])
+        assert lengths.min() > 1
+        assert [float(row["return"]) for row in rows] == lengths.tolist()
+        expected = (1 - gamma**lengths) / (1 - gamma)
+        assert [float(row["discounted_return"]) for row in rows] == pytest.approx(expected.tolist(), abs=0.006)
+    done = subprocess.run([*words[:2], str(tmp_path / "none")], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"discounted.py: error: {tmp_path / 'none'}: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("algo", ["a2c", "ppo_continuous"])
 def test_a_sampled_action_is_the_policys_own(algo):
     module, script = load_script(ROOT / "benchmarks" / "sampled.py"), load_script(ROOT / "algos" / f"{algo}.py")
