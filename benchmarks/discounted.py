@@ -7,8 +7,8 @@ Takes run folders, of any script, and prints CSV: for each agent the means over 
 The discount factor is the run's own, unless --gamma names one by which all are measured. SAC's entropy bonus is not
 counted, nor is a reward normalised.
 
-A fall after 300 of 1,000 steps costs 70 % of the return, but with a discount factor of 0.99 no more than 0.99^300 = 5 %
-of the discounted one: a quicker gait that falls may be worth as much to the algorithm as a safe one.
+At a steady reward a fall after 300 of 1,000 steps costs 70 % of the return, but with a discount factor of 0.99 only
+0.99^300 = 5 % of the discounted one: to the algorithm a quicker gait that falls may be worth as much as a safe one.
 """
 
 import sys
@@ -20,6 +20,7 @@ import torch
 import tyro
 from parts import load
 from reading import naming
+from sampled import load_agent
 
 
 @dataclass
@@ -49,14 +50,10 @@ def measure(folder: Path, gamma: float | None, episodes: int) -> str:
     saved = torch.load(folder / "agent.pt", map_location="cpu", weights_only=True)
     algo = saved["kind"].removesuffix(" agent")
     script = load(algo)
-    args = script.Args(**saved["args"] | {"device": "cpu", "resume": None})
-    make_envs = script.make_envs
-    envs = make_envs(args, [0])
-    agent = script.Agent(envs.single_observation_space, envs.single_action_space, args)
-    envs.close()
-    agent.load_state_dict(saved["agent"])
+    agent, args = load_agent(script, saved)
     factor = args.gamma if gamma is None else gamma
     means = script.evaluate(agent, args, episodes, saved["global_step"])
+    make_envs = script.make_envs
     script.make_envs = lambda *given: Discounting(make_envs(*given), factor)
     discounted = script.evaluate(agent, args, episodes, saved["global_step"])["return"].mean()
     line = [algo, args.env_id, args.seed, saved["global_step"], args.gamma, factor]

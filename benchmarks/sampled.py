@@ -32,14 +32,20 @@ def sampled_action(script: ModuleType, agent: Any, obs: torch.Tensor) -> torch.T
     return agent.to_task(mean + agent.log_std.exp() * torch.randn_like(mean))
 
 
-def sampled_return(script: ModuleType, folder: Path) -> float:
-    """Mean return of the agent in a run folder."""
-    saved = torch.load(folder / "agent.pt", map_location="cpu", weights_only=True)
+def load_agent(script: ModuleType, saved: dict[str, Any]) -> tuple[Any, Any]:
+    """The agent that an agent.pt holds, on the CPU, and the arguments that it was trained with."""
     args = script.Args(**saved["args"] | {"device": "cpu", "resume": None})
     envs = script.make_envs(args, [0])
     agent = script.Agent(envs.single_observation_space, envs.single_action_space, args)
     envs.close()
     agent.load_state_dict(saved["agent"])
+    return agent, args
+
+
+def sampled_return(script: ModuleType, folder: Path) -> float:
+    """Mean return of the agent in a run folder."""
+    saved = torch.load(folder / "agent.pt", map_location="cpu", weights_only=True)
+    agent, args = load_agent(script, saved)
     agent.deterministic_action = lambda obs: sampled_action(script, agent, obs)
     torch.manual_seed(args.seed)
     return float(script.evaluate(agent, args, args.final_eval_episodes, saved["global_step"])["return"].mean())

@@ -140,7 +140,7 @@ def fuzz(script, launcher, run_dir, examples):
     )
     @given(command_lines(script, run_dir))
     def each(words):
-        result = launcher.run(script, words, seconds=60)
+        result = launcher.run(script, words, seconds=300)
         check(*result)
         if result[0] == 0:  # what a script has written, it can read, and then nothing is left to do
             resume = ["--resume", "auto"]
